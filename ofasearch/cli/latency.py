@@ -1,0 +1,74 @@
+"""`ofasearch latency`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ofasearch.cli import show
+
+
+@click.group()
+def latency() -> None:
+    """Latency tables."""
+
+
+@latency.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_tables(as_json: bool) -> None:
+    """Tables by name, and the cards that can be estimated."""
+    from ofasearch import zoo
+    from ofasearch.latency.roofline import DEVICES
+
+    rows = [
+        (name, "estimated" if name in DEVICES else "measured", DEVICES[name].source if name in DEVICES else "")
+        for name in zoo.table_names()
+    ]
+    if as_json:
+        show.print_json({"tables": [{"name": n, "source": s, "origin": o} for n, s, o in rows]})
+    else:
+        click.echo(show.table(["table", "latencies", "from"], rows))
+
+
+@latency.command()
+@click.option("--space", required=True, help="Design space whose layers are measured.")
+@click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--batch", default=1, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--resolutions", help="Narrow the input sizes, e.g. 160,224.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="CSV file to write, with a JSON card beside it.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def build(*, space: str, target: str, batch: int, threads: int, resolutions: str | None, out: Path, quiet: bool) -> None:
+    """Measure this machine and write the table. What was measured before is remembered; run again to resume."""
+    from ofasearch.cli.units import NUMBERS
+    from ofasearch.jobs.latency import cpu_table
+    from ofasearch.latency.measure import load_warning
+    from ofasearch.latency.table import LatencyTable, save_table
+    from ofasearch.space.families import get_space
+
+    found = get_space(space)
+    if resolutions:
+        found = found.with_resolutions(NUMBERS.convert(resolutions, None, None))
+    reporter = show.Reporter(quiet=quiet)
+    warning = load_warning()
+    if warning:
+        reporter.say(warning)
+    try:
+        for event in cpu_table(found, batch=batch, threads=threads):
+            if isinstance(event, LatencyTable):
+                reporter.clear()
+                save_table(out, event)
+                v = event.card["validation"]
+                error = f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
+                rows = [
+                    ("table", str(out.absolute())),
+                    ("device", f"{event.key.device}, {event.key.runtime}, batch {batch}, threads {threads}"),
+                    ("layers", str(len(event.rows))),
+                    ("check", f"on {v['n']} whole networks: {error}"),
+                ]
+                click.echo(show.pairs(rows))
+            else:
+                reporter.update(f"measuring {target}: {event.what}", event.done, event.total, eta=event.eta_seconds)
+    finally:
+        reporter.clear()

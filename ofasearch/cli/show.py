@@ -1,0 +1,85 @@
+"""What people see: progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_json(record: Any) -> None:
+    """One JSON object on stdout and nothing else; a NaN in it is a bug and raises."""
+    click.echo(json.dumps(record, indent=2, allow_nan=False))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns that line up: text to the left, everything that starts with a digit, sign or dash to the right."""
+    columns = list(zip(headers, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    right = [len(column) > 1 and all(cell[:1].isdigit() or cell[:1] in "-+" for cell in column[1:]) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)).rstrip()
+
+    return "\n".join([line(headers), line(["-" * w for w in widths]), *(line(row) for row in rows)])
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, the values in one column."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Reporter:
+    """Progress on stderr: one live line with bar, ETA and best so far on a terminal, a line per phase elsewhere."""
+
+    def __init__(self, *, quiet: bool):
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._phase, self._last, self._width = "", 0.0, 0
+
+    def update(self, phase: str, done: int, total: int, *, eta: float | None = None, note: str = "") -> None:
+        """Say where the work is; cheap enough to be called at every step."""
+        head = phase.partition(":")[0]
+        if self._quiet:
+            return
+        if not self._live:
+            if head != self._phase:
+                self._phase = head
+                click.echo(f"{head} ...", err=True)
+            return
+        now = time.monotonic()
+        if head == self._phase and now - self._last < 0.1 and done < total:
+            return
+        self._phase, self._last = head, now
+        filled = round(24 * done / total) if total else 24
+        parts = [f"{'━' * filled}{'╌' * (24 - filled)}", f"{done}/{total}", phase, note, f"ETA {duration(eta)}" if eta is not None else ""]
+        columns = shutil.get_terminal_size().columns
+        line = "  ".join(p for p in parts if p)[: columns - 1]
+        click.echo("\r" + line.ljust(self._width), err=True, nl=False)
+        self._width = len(line)
+
+    def say(self, text: str) -> None:
+        """A sentence of its own."""
+        if not self._quiet:
+            self.clear()
+            click.echo(text, err=True)
+
+    def clear(self) -> None:
+        """Remove the live line."""
+        if self._live and self._width:
+            click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
+            self._width = 0

@@ -1,0 +1,188 @@
+"""Blueprint and weights to ONNX nodes: one builder for whole networks and for the single blocks of a latency table.
+
+Batch norms are folded into the convolutions. The graph takes `input`, float32 (N, 3, H, W), and gives `logits`
+(N, classes), or for part of a network whatever its last layer gives. N is free unless a batch is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ofasearch.errors import ArchError, VerificationError
+from ofasearch.space.core import Act, Blueprint, LayerSpec
+from ofasearch.supernet.weights import BN_PARTS, Array
+
+OPSET = 17
+IR_VERSION = 8  # what opset 17 came with; older runtimes read it too
+TOLERANCE = 1e-4  # largest difference of a logit between the torch network and its ONNX file
+
+
+def layer_key(spec: LayerSpec, index: int) -> str:
+    """The prefix under which a network's arrays for its layer number `index` are kept."""
+    return spec.slot or f"layers.{index}"
+
+
+def build_onnx(
+    blueprint: Blueprint, weights: Mapping[str, Array], *, batch: int | None = None, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The ONNX file of a network or of a part of one; `weights` are keyed `<slot>.<part>` as `slice_network` gives them.
+
+    Raises ArchError for a layer kind that has no nodes.
+    """
+    graph = _Graph(weights)
+    first, last = blueprint[0], blueprint[-1]
+    value = "input"
+    for index, spec in enumerate(blueprint):
+        value = graph.layer(layer_key(spec, index), spec, value)
+    graph.nodes[-1].output[0] = "logits"
+    n = batch if batch is not None else "N"
+    shape_out = [n, last.c_out] if last.kind == "linear" else [n, last.c_out, last.hw_out, last.hw_out]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "ofasearch",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [n, first.c_in, first.hw_in, first.hw_in])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape_out)],
+            graph.initializers,
+        ),
+        producer_name="ofasearch",
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    helper.set_model_props(model, dict(metadata or {}))
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+class _Graph:
+    """Collects nodes and initializers; every method takes the name of its input value and returns that of its output."""
+
+    def __init__(self, weights: Mapping[str, Array]):
+        self._weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def layer(self, key: str, spec: LayerSpec, x: str) -> str:
+        if spec.kind == "conv":
+            return self._conv_norm(key, spec, x, act=spec.act, stride=spec.stride, norm=spec.norm)
+        if spec.kind == "mbconv":
+            return self._mbconv(key, spec, x)
+        if spec.kind == "pool":
+            return self._node("GlobalAveragePool", key, [x])
+        if spec.kind == "linear":
+            flat = self._node("Flatten", f"{key}.flatten", [x])
+            names = [self._constant(f"{key}.linear.{part}", self._weights[f"{key}.linear.{part}"]) for part in ("weight", "bias")]
+            return self._node("Gemm", key, [flat, *names], transB=1)
+        raise ArchError(f"layer kind must be conv, mbconv, pool or linear, but got '{spec.kind}'")
+
+    def _mbconv(self, key: str, spec: LayerSpec, x: str) -> str:
+        y = x
+        if spec.c_mid != spec.c_in:
+            y = self._conv_norm(f"{key}.expand", spec, y, act=spec.act)
+        y = self._conv_norm(f"{key}.depth", spec, y, act=spec.act, stride=spec.stride, groups=spec.c_mid)
+        if spec.c_se:
+            gate = self._node("GlobalAveragePool", f"{key}.se.pool", [y])
+            gate = self._node("Relu", f"{key}.se.relu", [self._plain(f"{key}.se.reduce", gate)])
+            gate = self._node("HardSigmoid", f"{key}.se.gate", [self._plain(f"{key}.se.expand", gate)], alpha=1 / 6, beta=0.5)
+            y = self._node("Mul", f"{key}.se", [y, gate])
+        y = self._conv_norm(f"{key}.project", spec, y)
+        return self._node("Add", f"{key}.add", [x, y]) if spec.skip else y
+
+    def _conv_norm(
+        self, key: str, spec: LayerSpec, x: str, *, act: Act = "none", stride: int = 1, groups: int = 1, norm: bool = True
+    ) -> str:
+        filters = self._weights[f"{key}.conv.weight"]
+        kernel = filters.shape[-1]
+        inputs = [x]
+        if norm:
+            gamma, beta, mean, var = (self._weights[f"{key}.bn.{part}"] for part in BN_PARTS)
+            filters, bias = fold_norm(filters, gamma, beta, mean, var, spec.eps)
+            inputs += [self._constant(f"{key}.weight", filters), self._constant(f"{key}.bias", bias)]
+        else:
+            inputs += [self._constant(f"{key}.weight", filters)]
+        pads, size = [kernel // 2] * 4, [kernel, kernel]
+        y = self._node("Conv", f"{key}.conv", inputs, kernel_shape=size, strides=[stride, stride], pads=pads, group=groups)
+        return self._activation(key, act, y)
+
+    def _activation(self, key: str, act: Act, x: str) -> str:
+        if act == "none":
+            return x
+        if act == "relu6":
+            limits = [self._constant(f"{key}.{name}", np.array(value, dtype=np.float32)) for name, value in (("low", 0.0), ("high", 6.0))]
+            return self._node("Clip", f"{key}.act", [x, *limits])
+        return self._node({"relu": "Relu", "h_swish": "HardSwish"}[act], f"{key}.act", [x])
+
+    def _plain(self, key: str, x: str) -> str:
+        parts = [self._constant(f"{key}.{part}", self._weights[f"{key}.{part}"]) for part in ("weight", "bias")]
+        return self._node("Conv", key, [x, *parts], kernel_shape=[1, 1])
+
+    def _node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"{name}:out"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+    def _constant(self, name: str, array: Array) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+        return name
+
+
+def fold_norm(filters: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """Filters (out, in, k, k) and bias (out,) of the convolution that equals convolution + batch norm."""
+    scale = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + eps)
+    folded = filters * scale[:, None, None, None]
+    return folded.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def random_weights(blueprint: Blueprint, rng: np.random.Generator) -> dict[str, Array]:
+    """Weights of plausible size for a network or block that is only timed; no latency here depends on their values."""
+    weights: dict[str, Array] = {}
+    for index, spec in enumerate(blueprint):
+        for name, shape in _array_shapes(spec).items():
+            fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+            array = rng.normal(0, fan_in**-0.5, shape) if len(shape) > 1 else np.zeros(shape)
+            weights[f"{layer_key(spec, index)}.{name}"] = (array + (name.endswith(("bn.weight", "running_var")))).astype(np.float32)
+    return weights
+
+
+def _array_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    def conv(prefix: str, c_in: int, c_out: int, kernel: int = 1, groups: int = 1, norm: bool = True) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}conv.weight": (c_out, c_in // groups, kernel, kernel)}
+        if norm:
+            shapes |= {f"{prefix}bn.{part}": (c_out,) for part in BN_PARTS}
+        return shapes
+
+    if spec.kind == "linear":
+        return {"linear.weight": (spec.c_out, spec.c_in), "linear.bias": (spec.c_out,)}
+    if spec.kind == "conv":
+        return conv("", spec.c_in, spec.c_out, spec.kernel, norm=spec.norm)
+    if spec.kind != "mbconv":
+        return {}
+    shapes = conv("expand.", spec.c_in, spec.c_mid) if spec.c_mid != spec.c_in else {}
+    shapes |= conv("depth.", spec.c_mid, spec.c_mid, spec.kernel, spec.c_mid) | conv("project.", spec.c_mid, spec.c_out)
+    if spec.c_se:
+        shapes |= {"se.reduce.weight": (spec.c_se, spec.c_mid, 1, 1), "se.reduce.bias": (spec.c_se,)}
+        shapes |= {"se.expand.weight": (spec.c_mid, spec.c_se, 1, 1), "se.expand.bias": (spec.c_mid,)}
+    return shapes
+
+
+Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]  # inputs (n, 3, H, W) -> logits (n, classes)
+
+
+def verify(exported: Run, original: Run, inputs: npt.NDArray[np.float32], tolerance: float = TOLERANCE) -> float:
+    """Largest absolute difference of the logits of both on the same inputs.
+
+    Raises VerificationError when it exceeds the tolerance or is not a number.
+    """
+    difference = float(np.abs(exported(inputs) - original(inputs)).max())
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the ONNX file must give the network's logits within {tolerance:g}, but they differ by {difference:g}; "
+            "recalibrate the subnet's batch norm on more images, or report the arch id"
+        )
+    return difference

@@ -1,0 +1,1 @@
+"""What networks predict, and what was measured of them."""

@@ -1,0 +1,91 @@
+"""What a network predicts, after its batch norm was recalibrated.
+
+Legend: n = images, B = batch. Predictions and labels are integer arrays (n,); rates are fractions of all n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ofasearch.data import Images, Preprocessing
+from ofasearch.supernet.elastic import norms
+
+CALIBRATION_IMAGES = 2000
+CALIBRATION_BATCH = 200
+
+
+def batches(images: Images, preprocessing: Preprocessing, *, size: int = 500) -> Iterable[Tensor]:
+    """Normalised inputs (B, 3, H, H) of at most `size` images each, in order."""
+    for start in range(0, len(images), size):
+        yield torch.from_numpy(preprocessing.apply(images[start : start + size]))
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Sums of a batch norm's input moments over batches, weighted by batch size."""
+
+    total: Tensor  # (2, C), float64: mean, biased variance
+    images: int = 0
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor]) -> None:
+        """Forward pre-hook."""
+        variance, mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
+        self.total += len(args[0]) * torch.stack([mean, variance])
+        self.images += len(args[0])
+
+
+@torch.no_grad()
+def recalibrate_bn(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Set every batch norm's statistics from `inputs` (B, ...) and return the network's outputs of that pass.
+
+    While it runs, each batch is normalised by its own statistics; the running ones become the mean over batches,
+    weighted by batch size, of batch mean and biased batch variance. A network's layers may be calibrated one after
+    the other, each on the returned outputs of the one before, with the same result.
+
+    Reference: once-for-all, section 4.1; the averaging rule is that of the published code.
+    """
+    network.eval()
+    found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64))) for norm in norms(network).values()]
+    handles = [norm.register_forward_pre_hook(moments) for norm, moments in found]
+    momenta = [norm.momentum for norm, _ in found]
+    for norm, _ in found:
+        norm.train()
+        norm.momentum = 0.0
+    try:
+        outputs = [network(x) for x in inputs]
+    finally:
+        for handle, (norm, _), momentum in zip(handles, found, momenta, strict=True):
+            handle.remove()
+            norm.momentum = momentum
+            norm.eval()
+    for norm, moments in found:
+        mean, variance = moments.total / moments.images
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+    return outputs
+
+
+@torch.no_grad()
+def predictions(network: nn.Module, images: Images, preprocessing: Preprocessing) -> npt.NDArray[np.int64]:
+    """Predicted class of each image (n,)."""
+    network.eval()
+    return np.concatenate([network(x).argmax(1).numpy() for x in batches(images, preprocessing)])
+
+
+def top1(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:
+    """Fraction of images whose predicted class is the label."""
+    return float(np.mean(predicted == labels))
+
+
+def negative_flip_rate(old: npt.NDArray[np.integer], new: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:
+    """Fraction of all images that `old` gets right and `new` gets wrong.
+
+    Reference: positive-congruent training (CVPR 2021), Eq. 2; the denominator is all images, as there.
+    """
+    return float(np.mean((old == labels) & (new != labels)))

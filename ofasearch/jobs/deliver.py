@@ -1,0 +1,215 @@
+"""From an architecture to files one can deploy: calibrated weights, a proved ONNX file, once-for-all's configs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch.data import DataSet, Preprocessing
+from ofasearch.deploy.export import build_onnx, verify
+from ofasearch.errors import FormatError, NotFoundError
+from ofasearch.evaluate.members import Members
+from ofasearch.latency.measure import OnnxModel
+from ofasearch.records import write_atomic, write_json
+from ofasearch.space.core import Arch, Blueprint, Codes, LayerSpec, Space
+from ofasearch.space.static import net_config, run_config
+from ofasearch.supernet.weights import Array, Weights, slice_network
+
+FORMAT = "ofasearch-subnet-1"
+CHECK_IMAGES = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """One network with weights of its own. `arrays` are keyed `<slot>.<part>`; `calibrated` tells of batch norm."""
+
+    arch: Arch
+    blueprint: Blueprint
+    arrays: Mapping[str, Array]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    classes: int
+    supernet: str
+    supernet_digest: str
+    calibrated: str  # "shipped statistics", "<n> images of <split>", or "no"
+    settings: Mapping[str, Any]
+
+
+def settings_json(space: Space, codes: Codes) -> dict[str, Any]:
+    """`ks`, `e` (0 for skipped blocks), `d` and `r` of one network, as in all JSON answers."""
+    s = space.settings(np.atleast_2d(codes))
+    return {"ks": s.ks[0].tolist(), "e": s.e[0].tolist(), "d": s.d[0].tolist(), "r": int(s.r[0])}
+
+
+def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) -> Subnet:
+    """A measured member with its shipped statistics. Needs neither torch nor data."""
+    member = int(members.index(np.atleast_2d(codes))[0])
+    blueprint = weights.space.blueprint(codes)
+    arrays = slice_network(weights.arrays, blueprint) | members.norm_statistics(member)
+    return _subnet(weights, codes, arrays, name, "shipped statistics")
+
+
+def calibrated_subnet(weights: Weights, codes: Codes, data: DataSet, name: str, *, space: Space | None = None) -> Subnet:
+    """A network whose batch norm is recalibrated on the calibration split (labels are not used)."""
+    from ofasearch.evaluate.score import CALIBRATION_BATCH, CALIBRATION_IMAGES, batches, recalibrate_bn
+
+    network = to_network(uncalibrated_subnet(weights, codes, name, space=space))
+    images = data["calibration"].images[:CALIBRATION_IMAGES]
+    recalibrate_bn(network, list(batches(images, weights.preprocessing, size=CALIBRATION_BATCH)))
+    arrays = {k: np.ascontiguousarray(t.numpy()) for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return _subnet(weights, codes, arrays, name, f"{len(images)} images of {data.name} calibration", space)
+
+
+def uncalibrated_subnet(weights: Weights, codes: Codes, name: str, *, space: Space | None = None) -> Subnet:
+    """A network with the supernet's own statistics, which are not its own."""
+    blueprint = (space or weights.space).blueprint(codes)
+    return _subnet(weights, codes, slice_network(weights.arrays, blueprint), name, "no", space)
+
+
+def _subnet(weights: Weights, codes: Codes, arrays: Mapping[str, Array], name: str, calibrated: str, space: Space | None = None) -> Subnet:
+    space = space or weights.space
+    return Subnet(
+        arch=space.arch(codes),
+        blueprint=space.blueprint(codes),
+        arrays=arrays,
+        preprocessing=weights.preprocessing,
+        class_names=weights.class_names,
+        classes=space.classes,
+        supernet=name,
+        supernet_digest=weights.digest,
+        calibrated=calibrated,
+        settings=settings_json(space, codes),
+    )
+
+
+def to_network(subnet: Subnet) -> Any:
+    """The subnet as an ordinary torch module in evaluation mode."""
+    import torch
+
+    from ofasearch.supernet.elastic import Network
+
+    network = Network(subnet.blueprint)
+    network.load_state_dict({k: torch.from_numpy(np.array(a)) for k, a in subnet.arrays.items()}, strict=False)
+    return network.eval()
+
+
+def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the ONNX file says of itself; every value is a JSON text or a plain word."""
+    return {
+        "format": FORMAT,
+        "arch_id": subnet.arch.id,
+        "arch": json.dumps(subnet.settings),
+        "space": subnet.arch.space,
+        "classes": json.dumps(list(subnet.class_names) or subnet.classes),
+        "preprocessing": json.dumps({**subnet.preprocessing.to_json(), "size": subnet.blueprint[0].hw_in}),
+        "supernet": subnet.supernet,
+        "supernet_digest": subnet.supernet_digest,
+        "calibrated": subnet.calibrated,
+        **{key: json.dumps(value) for key, value in facts.items()},
+    }
+
+
+def check_images(subnet: Subnet, data: DataSet | None) -> tuple[npt.NDArray[np.float32], str]:
+    """Inputs to prove an export on, and what they are: the first test images of the data, else seeded noise images."""
+    size = subnet.blueprint[0].hw_in
+    if data is not None and data["test"].images.shape[1] == size:
+        images = data["test"].images[:CHECK_IMAGES]
+        return subnet.preprocessing.apply(images), f"{len(images)} test images of {data.name}"
+    images = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES, size, size, 3), dtype=np.uint8)
+    return subnet.preprocessing.apply(images), f"{CHECK_IMAGES} seeded random images"
+
+
+def prove(subnet: Subnet, content: bytes, data: DataSet | None, *, threads: int = 1) -> tuple[float, str]:
+    """Largest difference of a logit between torch and ONNX Runtime, and the images it was found on.
+
+    Raises VerificationError above 1e-4.
+    """
+    import torch
+
+    network = to_network(subnet)
+
+    def original(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.no_grad():
+            return network(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()  # type: ignore[no-any-return]
+
+    inputs, what = check_images(subnet, data)
+    return verify(OnnxModel(content, threads=threads), original, inputs), what
+
+
+def onnx_bytes(subnet: Subnet, facts: Mapping[str, Any] | None = None) -> bytes:
+    """The subnet's ONNX file with its metadata."""
+    return build_onnx(subnet.blueprint, subnet.arrays, metadata=metadata(subnet, facts or {}))
+
+
+def save_subnet(path: Path, subnet: Subnet, facts: Mapping[str, Any]) -> None:
+    """Write `subnet.pt`: tensors and plain values only, so that it loads with `weights_only=True`."""
+    import torch
+
+    record = {
+        "format": FORMAT,
+        "arch_id": subnet.arch.id,
+        "space": subnet.arch.space,
+        "settings": dict(subnet.settings),
+        "blueprint": [asdict(spec) for spec in subnet.blueprint],
+        "preprocessing": subnet.preprocessing.to_json(),
+        "class_names": list(subnet.class_names),
+        "classes": subnet.classes,
+        "supernet": subnet.supernet,
+        "supernet_digest": subnet.supernet_digest,
+        "calibrated": subnet.calibrated,
+        "facts": json.dumps(dict(facts)),
+        "state_dict": {k: torch.from_numpy(np.array(a)) for k, a in subnet.arrays.items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(record, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_subnet(path: Path) -> tuple[Subnet, dict[str, Any]]:
+    """Read `subnet.pt` and the facts written with it. Runs no code from the file.
+
+    Raises NotFoundError, FormatError.
+    """
+    import torch
+
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing subnet file, but there is none")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        if record["format"] != FORMAT:
+            raise FormatError(f"{path} must be of format {FORMAT}, but is {record['format']}")
+        arrays = {str(k): np.asarray(t.numpy(), dtype=np.float32) for k, t in record["state_dict"].items()}
+        subnet = Subnet(
+            arch=Arch(str(record["arch_id"]), str(record["space"]), ()),
+            blueprint=tuple(LayerSpec(**spec) for spec in record["blueprint"]),
+            arrays=arrays,
+            preprocessing=Preprocessing.from_json(record["preprocessing"]),
+            class_names=tuple(str(c) for c in record["class_names"]),
+            classes=int(record["classes"]),
+            supernet=str(record["supernet"]),
+            supernet_digest=str(record["supernet_digest"]),
+            calibrated=str(record["calibrated"]),
+            settings=dict(record["settings"]),
+        )
+        facts = dict(json.loads(record["facts"]))
+        to_network(subnet)
+    except FormatError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for damaged files and refused code
+        line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise FormatError(f"{path} must be a subnet.pt of ofasearch, but it cannot be read: {line}") from error
+    return subnet, facts
+
+
+def write_configs(folder: Path, blueprint: Blueprint) -> Path:
+    """Write `net.config` and `run.config` as once-for-all reads them; returns the former's path."""
+    write_json(folder / "net.config", net_config(blueprint))
+    write_json(folder / "run.config", run_config(blueprint[0].hw_in))
+    return (folder / "net.config").absolute()

@@ -1,0 +1,98 @@
+"""The jobs as plain functions: keywords in, the JSON answer out. `ofasearch.find` and its siblings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ofasearch.jobs.find import FindRequest, FindResult
+from ofasearch.jobs.find import find as find_events
+from ofasearch.jobs.setup import Budgets, Question
+from ofasearch.jobs.subnet import bench, evaluate, export, inspect
+
+T = TypeVar("T")
+
+
+def last(events: Iterator[Any], kind: type[T]) -> T:
+    """The result that ends a job's events."""
+    result = None
+    for event in events:
+        result = event
+    if not isinstance(result, kind):
+        raise TypeError(f"a job must end with {kind.__name__}, but ended with {type(result).__name__}")
+    return result
+
+
+def find(
+    *,
+    target: str | None = None,
+    latency_ms: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    memory_bytes: float | None = None,
+    space: str | None = None,
+    supernet: str | None = None,
+    predictor: str | None = None,
+    data: str | None = None,
+    resolutions: tuple[int, ...] | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    population: int = 100,
+    generations: int = 500,
+    seed: int = 0,
+    top_k: int = 5,
+    out: str | Path | None = None,
+    no_bn: bool = False,
+) -> dict[str, Any]:
+    """Search the best subnet within the budgets, check it, export it; the fields of `ofasearch find --json`.
+
+    Raises the errors of `ofasearch.errors`.
+    """
+    question = Question(
+        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
+        target=target,
+        space=space,
+        supernet=supernet,
+        predictor=predictor,
+        resolutions=resolutions,
+        batch=batch,
+        threads=threads,
+    )
+    request = FindRequest(
+        question=question,
+        data=data,
+        population=population,
+        generations=generations,
+        seed=seed,
+        top_k=top_k,
+        out=Path(out) if out is not None else None,
+        no_bn=no_bn,
+    )
+    return last(find_events(request), FindResult).record
+
+
+def train(
+    *,
+    space: str,
+    data: str,
+    out: str | Path,
+    strategy: str = "deps",
+    resume: bool = False,
+    options: dict[str, Any] | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """Train a supernet; `config` are the fields of `ofasearch.train.loop.TrainConfig` (`epochs` at least)."""
+    from ofasearch.jobs.train import TrainRequest, TrainResult
+    from ofasearch.jobs.train import train as train_events
+    from ofasearch.train.loop import TrainConfig
+
+    request = TrainRequest(
+        space=space, data=data, out=Path(out), strategy=strategy, options=options or {}, config=TrainConfig(**config), resume=resume
+    )
+    result = asdict(last(train_events(request), TrainResult))
+    return result | {"supernet": str(result["supernet"])}
+
+
+__all__ = ["bench", "evaluate", "export", "find", "inspect", "last", "train"]

@@ -1,0 +1,340 @@
+"""The main job: the best subnet within the budgets, re-measured where the target is this machine, proved and exported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofasearch.data import DataSet, load_data
+from ofasearch.errors import InfeasibleError, MismatchError
+from ofasearch.jobs.deliver import (
+    Subnet,
+    calibrated_subnet,
+    onnx_bytes,
+    prove,
+    save_subnet,
+    settings_json,
+    shipped_subnet,
+    uncalibrated_subnet,
+    write_configs,
+)
+from ofasearch.jobs.latency import LatencyProgress, time_files
+from ofasearch.jobs.setup import Question, Setup, predicted_top1, prepare, show_ms
+from ofasearch.latency.measure import Timing, fingerprint, load_warning, timing_json
+from ofasearch.records import append_line, provenance, write_atomic, write_json
+from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
+from ofasearch.search.problem import Budget, Generation, Problem
+from ofasearch.space.core import Blueprint, Codes
+from ofasearch.space.costs import costs
+
+MEASURED_TOGETHER = 5  # candidates timed in turn: the winner so far and the runners-up
+TIGHTENINGS = 3  # searches under a smaller table budget when nothing that was found keeps the real one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindRequest:
+    """`ofasearch find`; the fields are the command's options."""
+
+    question: Question
+    data: str | None = None
+    population: int = 100
+    generations: int = 500
+    seed: int = 0
+    top_k: int = 5
+    out: Path | None = None
+    no_bn: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindProgress:
+    """Where the job is: a phase, and within a search the best so far."""
+
+    phase: str
+    done: int
+    total: int
+    best_top1: float | None = None
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the best networks of the search: by the table, and measured where that was done."""
+
+    arch_id: str
+    predicted_top1: float
+    latency_ms: float | None
+    measured: Timing | None = None
+    accepted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindResult:
+    """The answer. `record` is the JSON answer; paths in it are absolute."""
+
+    arch_id: str
+    record: dict[str, Any]
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+    folder: Path | None
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What a search found so far: rows best first, and the cost of finding them."""
+
+    codes: Codes
+    evaluations: int = 0
+    seconds: float = 0.0
+    candidates: list[Candidate] = field(default_factory=list)
+
+
+def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
+    """Search, re-measure, prove, export; progress on the way and the result at last.
+
+    Raises the errors of `prepare`, InfeasibleError (exit 3) also when no candidate keeps the latency budget once it
+    is measured, CalibrationError when weights were asked for whose batch norm cannot be calibrated.
+    """
+    setup: Setup | None = None
+    for event in prepare(request.question):
+        if isinstance(event, LatencyProgress):
+            yield FindProgress(
+                phase=f"measuring this machine: {event.what}", done=event.done, total=event.total, eta_seconds=event.eta_seconds
+            )
+        else:
+            setup = event
+    assert setup is not None  # prepare ends with it or raises
+    data = load_data(request.data) if request.data else None
+    _check_data(setup, data)
+
+    outcome = _Outcome(np.zeros((0, len(setup.space.genes)), dtype=np.int64))
+    yield from _search_and_measure(request, setup, outcome)
+    codes = outcome.codes[0]
+    winner = outcome.candidates[0]
+    record = _record(request, setup, codes, winner, outcome)
+    yield FindProgress(phase="exporting", done=0, total=1)
+    notes = list(setup.notes)
+    folder = request.out or Path("runs") / f"find-{setup.space.name}"
+    subnet, why_not = _subnet(request, setup, codes, data)
+    if why_not:
+        notes.append(why_not)
+    record["measured"] = {**_measured(winner), **(_export(folder, subnet, setup, codes, data, record) if subnet else {})}
+    record["files"] = {
+        **({"onnx": str((folder / "subnet.onnx").absolute()), "subnet": str((folder / "subnet.pt").absolute())} if subnet else {})
+    }
+    record["files"]["net_config"] = str(write_configs(folder, setup.space.blueprint(codes)))
+    record["notes"] = notes
+    write_json(folder / "result.json", record)
+    append_line(folder / "log.jsonl", provenance(event="find", question=asdict(request.question), seed=request.seed, result=record))
+    yield FindResult(
+        arch_id=winner.arch_id, record=record, candidates=tuple(outcome.candidates), notes=tuple(notes), folder=folder.absolute()
+    )
+
+
+# -- searching -------------------------------------------------------------------------------------------------
+
+
+def _search_and_measure(request: FindRequest, setup: Setup, outcome: _Outcome) -> Iterator[FindProgress]:
+    """Fill `outcome` with candidates, the accepted one first."""
+    problem = setup.problem
+    local = request.question.target == "cpu" and request.question.budgets.latency_ms is not None
+    for attempt in range(TIGHTENINGS if local else 1):
+        generation = yield from _search(request, setup, problem, outcome)
+        if not local:
+            rows = generation.codes[: request.top_k]
+            outcome.codes = rows
+            outcome.candidates = [_candidate(setup, row) for row in rows]
+            return
+        budget_ms = float(request.question.budgets.latency_ms or 0.0)
+        worst = yield from _measure(request, setup, generation, budget_ms, outcome)
+        if outcome.candidates and outcome.candidates[0].accepted:
+            return
+        problem = _tightened(problem, budget_ms * min(0.98, budget_ms / worst) ** (attempt + 1))
+    tried = min((c.measured.high for c in outcome.candidates if c.measured), default=float("nan"))
+    raise InfeasibleError(
+        f"latency budget must be at least about {show_ms(tried)} on this machine (the fastest candidate, measured end to end), "
+        f"but got {show_ms(float(request.question.budgets.latency_ms or 0.0))}"
+    )
+
+
+def _tightened(problem: Problem, limit_ms: float) -> Problem:
+    budgets = tuple(Budget(b.name, b.cost, limit_ms, b.show) if b.name == "latency" else b for b in problem.budgets)
+    return Problem(problem.space, problem.objective, budgets)
+
+
+def _search(request: FindRequest, setup: Setup, problem: Problem, outcome: _Outcome) -> Generator[FindProgress, None, Generation]:
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(request.seed)
+    config = EvolutionConfig(population=request.population, generations=request.generations, keep=max(20, request.top_k))
+    exact = is_small(problem)
+    started = last = time.perf_counter()
+    with threadpool_limits(1):  # threads fight over matrices this small
+        generation: Generation | None = None
+        for generation in enumerate_exactly(problem, config.keep) if exact else evolve(problem, config, rng):
+            now = time.perf_counter()
+            if now - last > 0.1:
+                last = now
+                eta = (now - started) / (generation.number + 1) * (config.generations - generation.number)
+                yield FindProgress(
+                    phase="searching",
+                    done=generation.number,
+                    total=config.generations,
+                    best_top1=-float(generation.objective[0]),
+                    eta_seconds=eta,
+                )
+    assert generation is not None  # both searches yield at least once or raise
+    outcome.seconds += time.perf_counter() - started
+    outcome.evaluations += generation.evaluations
+    return generation
+
+
+def _candidate(setup: Setup, codes: Codes, measured: Timing | None = None, accepted: bool | None = None) -> Candidate:
+    latency = float(setup.table.cost(setup.space)(codes[None])[0]) if setup.table else None
+    return Candidate(
+        arch_id=setup.space.arch(codes).id,
+        predicted_top1=predicted_top1(setup, codes),
+        latency_ms=latency,
+        measured=measured,
+        accepted=accepted,
+    )
+
+
+def _measure(
+    request: FindRequest, setup: Setup, generation: Generation, budget_ms: float, outcome: _Outcome
+) -> Generator[FindProgress, None, float]:
+    """Time the best candidates end to end, a few at a time, until one keeps the budget; returns the worst median."""
+    worst = 0.0
+    rejected: list[tuple[Codes, Candidate]] = []
+    total = len(generation.codes)
+    for start in range(0, total, MEASURED_TOGETHER):
+        yield FindProgress(phase="measuring candidates end to end", done=start, total=total, best_top1=-float(generation.objective[start]))
+        rows = generation.codes[start : start + MEASURED_TOGETHER]
+        timings = _time_rows(request, setup, rows)
+        measured = [(row, _candidate(setup, row, t, t.high <= budget_ms)) for row, t in zip(rows, timings, strict=True)]
+        worst = max([worst, *(t.p50 for t in timings)])
+        good = [pair for pair in measured if pair[1].accepted]
+        if good:
+            ranked = [*good, *rejected, *(pair for pair in measured if not pair[1].accepted)]
+            outcome.codes = np.stack([row for row, _ in ranked])
+            outcome.candidates = [candidate for _, candidate in ranked]
+            return worst
+        rejected += measured
+    outcome.codes = np.stack([row for row, _ in rejected])
+    outcome.candidates = [candidate for _, candidate in rejected]
+    return worst
+
+
+def _time_rows(request: FindRequest, setup: Setup, rows: Codes) -> list[Timing]:
+    """Timings of networks on this machine; weights do not matter for that, so plausible ones serve."""
+    from ofasearch.deploy.export import build_onnx, random_weights
+
+    def content(blueprint: Blueprint) -> bytes:
+        return build_onnx(blueprint, random_weights(blueprint, np.random.default_rng(0)), batch=request.question.batch)
+
+    models: Mapping[str, bytes | Path] = {str(i): content(setup.space.blueprint(row)) for i, row in enumerate(rows)}
+    found = time_files(models, batch=request.question.batch, threads=request.question.threads)
+    return [found[str(i)] for i in range(len(rows))]
+
+
+# -- answering -------------------------------------------------------------------------------------------------
+
+
+def _check_data(setup: Setup, data: DataSet | None) -> None:
+    if data is not None and setup.supernet is not None and data.classes != setup.supernet.weights.space.classes:
+        classes = setup.supernet.weights.space.classes
+        raise MismatchError(
+            f"data {data.name} must have the supernet's {classes} classes, but has {data.classes}; give what it was trained on"
+        )
+
+
+def _subnet(request: FindRequest, setup: Setup, codes: Codes, data: DataSet | None) -> tuple[Subnet | None, str | None]:
+    """The network with calibrated weights, or why there is none."""
+    if setup.supernet is None:
+        return None, f"no weights were given (--space {setup.space.name} alone), so there is nothing to export; add --supernet"
+    weights, name = setup.supernet.weights, setup.supernet.name
+    if data is not None:
+        return calibrated_subnet(weights, codes, data, name, space=setup.space), None
+    if setup.members is not None:
+        return shipped_subnet(weights, setup.members, codes, name), None
+    if request.no_bn:
+        return uncalibrated_subnet(
+            weights, codes, name, space=setup.space
+        ), "the files are uncalibrated (--no-bn): their accuracy is unknown"
+    return None, "weights and ONNX were not written, because the subnet's batch norm must be recalibrated: add --data (or --no-bn)"
+
+
+def _record(request: FindRequest, setup: Setup, codes: Codes, winner: Candidate, outcome: _Outcome) -> dict[str, Any]:
+    price = costs(setup.space.blueprint(codes))
+    record: dict[str, Any] = {
+        "arch": settings_json(setup.space, codes),
+        "arch_id": winner.arch_id,
+        "space": setup.space.name,
+        "predicted_top1": winner.predicted_top1,
+        "predicted_top1_source": "measured on the validation split" if setup.members is not None else "accuracy predictor",
+        "macs": price.macs,
+        "params": price.params,
+        "activation_bytes": price.activation_bytes,
+        "evaluations": outcome.evaluations,
+        "search_seconds": outcome.seconds,
+        "seed": request.seed,
+    }
+    if setup.table is not None and winner.latency_ms is not None:
+        record |= {"latency_ms": winner.latency_ms, "latency_source": setup.table.source, "target": setup.table.name}
+        record |= {"device": asdict(setup.table.key)}
+        validation = setup.table.card.get("validation")
+        record |= {"latency_validation": validation} if validation else {}
+    if setup.supernet is not None:
+        record |= {"supernet": setup.supernet.name, "preprocessing": setup.supernet.weights.preprocessing.to_json()}
+    record["candidates"] = [
+        {
+            "arch_id": c.arch_id,
+            "predicted_top1": c.predicted_top1,
+            **({"latency_ms": c.latency_ms} if c.latency_ms is not None else {}),
+            **({"measured": timing_json(c.measured), "accepted": c.accepted} if c.measured else {}),
+        }
+        for c in outcome.candidates
+    ]
+    return record
+
+
+def _measured(winner: Candidate) -> dict[str, Any]:
+    if winner.measured is None:
+        return {}
+    warning = load_warning()
+    return timing_json(winner.measured) | ({"warning": warning} if warning else {})
+
+
+def _export(folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: DataSet | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Prove the ONNX file and write it with `subnet.pt`; returns what was measured on the way."""
+    facts = {
+        key: record[key]
+        for key in ("predicted_top1", "predicted_top1_source", "latency_ms", "latency_source", "macs", "params")
+        if key in record
+    }
+    difference, images = prove(subnet, onnx_bytes(subnet), data)
+    measured: dict[str, Any] = {"onnx_max_abs_diff": difference, "onnx_checked_on": images, "calibrated": subnet.calibrated}
+    if data is not None:
+        from ofasearch.evaluate.score import predictions, top1
+        from ofasearch.jobs.deliver import to_network
+
+        test = data["test"]
+        measured |= {
+            "top1": top1(predictions(to_network(subnet), test.images, subnet.preprocessing), test.labels),
+            "source": "live",
+            "n": len(test),
+        }
+    elif setup.members is not None:
+        member = int(setup.members.index(codes[None])[0])
+        measured |= {"top1": float(setup.members.top1("test")[member]), "source": "shipped", "n": len(setup.members.labels["test"])}
+    facts |= {"measured": measured, "machine": asdict(fingerprint(batch=1, threads=1))}
+    write_atomic(folder / "subnet.onnx", onnx_bytes(subnet, facts))
+    save_subnet(folder / "subnet.pt", subnet, facts)
+    return measured
+
+
+__all__ = ["Candidate", "FindProgress", "FindRequest", "FindResult", "find"]

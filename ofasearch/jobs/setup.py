@@ -1,0 +1,204 @@
+"""From what a user asked to what a search needs: space, weights, objective, prices, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ofasearch import zoo
+from ofasearch.errors import MismatchError, NotFoundError, UsageError
+from ofasearch.evaluate.members import Members
+from ofasearch.jobs.latency import LatencyProgress, cpu_table
+from ofasearch.latency.table import LatencyTable
+from ofasearch.predictor import Predictor
+from ofasearch.search.problem import Budget, Objective, Problem
+from ofasearch.space.core import Codes, Space, Values
+from ofasearch.space.costs import activation_bytes_of, macs_of, params_of
+from ofasearch.space.families import get_space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Limits that all hold together; None where nothing is asked."""
+
+    latency_ms: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    memory_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What `find` and its siblings share: where to search, what to keep to, how to price."""
+
+    budgets: Budgets
+    target: str | None = None
+    space: str | None = None
+    supernet: str | None = None
+    predictor: str | None = None
+    resolutions: tuple[int, ...] | None = None
+    runtime: str = "ort"
+    precision: str = "fp32"
+    batch: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A question made ready: `supernet` is None when only an architecture can be answered."""
+
+    problem: Problem
+    space: Space
+    supernet: zoo.TrainedSupernet | None
+    members: Members | None  # the measured networks that the objective rests on, where there are such
+    table: LatencyTable | None
+    notes: tuple[str, ...]  # what the user should know, one sentence each
+
+
+def show_ms(value: float) -> str:
+    """Milliseconds for people."""
+    return f"{value:.3g} ms" if value >= 1 else f"{value:.3f} ms"
+
+
+def show_count(value: float) -> str:
+    """MACs or parameters for people."""
+    return f"{value / 1e6:.4g} M"
+
+
+def show_bytes(value: float) -> str:
+    """Bytes for people."""
+    return f"{value / 1e6:.4g} MB"
+
+
+def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
+    """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
+
+    Raises UsageError, NotFoundError, MismatchError, FormatError, InfeasibleError.
+    """
+    _check(question)
+    supernet = _supernet(question)
+    space = _space(question, supernet)
+    predictor = zoo.get_predictor(question.predictor) if question.predictor else None
+    if predictor is not None:
+        predictor.check_space(space)
+        if supernet is not None:
+            predictor.check_supernet(supernet.weights.digest)
+    members = supernet.members if supernet is not None and predictor is None and space is supernet.weights.space else None
+    if predictor is None and members is None:
+        raise NotFoundError(
+            f"a search of {space.name} needs an accuracy predictor, but none was given; "
+            f"pass --predictor, or make one: ofasearch predictor fit --space {space.name} --pairs FILE -o predictor.safetensors"
+        )
+    notes: list[str] = []
+    table = None
+    if question.target is not None and question.target != "cpu":
+        table = zoo.get_table(question.target, space, batch=question.batch)
+        _check_table(table, question)
+    space = _common_resolutions(space, question, predictor, table)
+    if question.target == "cpu":
+        for event in cpu_table(space, batch=question.batch, threads=question.threads):
+            if isinstance(event, LatencyTable):
+                table = event
+            else:
+                yield event
+    if table is not None and table.source == "estimated":
+        notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
+    objective = predictor_objective(space, predictor) if members is None else member_objective(members)
+    problem = Problem(space, objective, tuple(_budgets(question.budgets, space, table)))
+    loose = []
+    for budget, bounds in problem.preflight():
+        if bounds.highest <= budget.limit:
+            limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
+            loose.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
+    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=(*notes, *loose))
+
+
+def _check(question: Question) -> None:
+    b = question.budgets
+    if all(limit is None for limit in (b.latency_ms, b.macs, b.params, b.memory_bytes)):
+        raise UsageError("at least one budget must be given: --latency, --flops, --params or --memory")
+    if b.latency_ms is not None and question.target is None:
+        raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
+    for name, value, known in (("runtime", question.runtime, ("ort",)), ("precision", question.precision, ("fp32",))):
+        if value not in known:
+            raise UsageError(f"--{name} must be one of {', '.join(known)}, but got '{value}'")
+    if question.batch < 1 or question.threads < 1:
+        raise UsageError(f"--batch and --threads must be at least 1, but got {question.batch} and {question.threads}")
+
+
+def _supernet(question: Question) -> zoo.TrainedSupernet | None:
+    if question.supernet is not None:
+        return zoo.load_supernet(question.supernet)
+    return None if question.space is not None else zoo.load_supernet(zoo.DEFAULT_SUPERNET)
+
+
+def _space(question: Question, supernet: zoo.TrainedSupernet | None) -> Space:
+    if supernet is None:
+        return get_space(str(question.space))
+    trained = supernet.weights.space
+    if question.space is None or question.space == trained.name:
+        return trained
+    space = get_space(question.space, classes=trained.classes).with_resolutions(trained.resolutions)
+    if space.parent != trained.name:
+        raise MismatchError(f"supernet {supernet.name} must hold all networks of {space.name}, but was trained on {trained.name} only")
+    return space
+
+
+def _check_table(table: LatencyTable, question: Question) -> None:
+    if table.source == "measured" and (table.key.batch, table.key.threads) != (question.batch, question.threads):
+        raise MismatchError(
+            f"table {table.name} must be measured at batch {question.batch} and {question.threads} threads, "
+            f"but was at {table.key.batch} and {table.key.threads}; pass --batch and --threads as measured"
+        )
+
+
+def _common_resolutions(space: Space, question: Question, predictor: Predictor | None, table: LatencyTable | None) -> Space:
+    """The space narrowed to the resolutions that all parts know."""
+    known: dict[str, Sequence[int]] = {"the space": space.resolutions}
+    if predictor is not None:
+        known["the predictor"] = predictor.encoder.resolutions
+    if table is not None and table.resolutions is not None:
+        known["the latency table"] = table.resolutions
+    if question.resolutions is not None:
+        known["--resolutions"] = question.resolutions
+    common = set.intersection(*(set(r) for r in known.values()))
+    if not common:
+        raise UsageError("some resolution must be known to all, but " + "; ".join(f"{who} knows {list(r)}" for who, r in known.items()))
+    return space if common == set(space.resolutions) else space.with_resolutions(sorted(common))
+
+
+def member_objective(members: Members) -> Objective:
+    """Minus the measured validation top-1 of each member."""
+    top1 = members.top1("validation")
+    return lambda codes: -top1[members.index(codes)]
+
+
+def predictor_objective(space: Space, predictor: Predictor | None) -> Objective:
+    """Minus the predicted top-1 of each network."""
+    if predictor is None:
+        raise NotFoundError("a search needs an accuracy predictor or measured members, but has neither")
+
+    def objective(codes: Codes) -> Values:
+        return -predictor(space.settings(codes))
+
+    return objective
+
+
+def _budgets(limits: Budgets, space: Space, table: LatencyTable | None) -> Iterator[Budget]:
+    if limits.latency_ms is not None and table is not None:
+        yield Budget("latency", table.cost(space), limits.latency_ms, show_ms)
+    rows: tuple[tuple[str, float | None, Callable[[Space], object], Callable[[float], str]], ...] = (
+        ("MACs", limits.macs, macs_of, show_count),
+        ("parameter", limits.params, params_of, show_count),
+        ("memory", limits.memory_bytes, activation_bytes_of, show_bytes),
+    )
+    for name, limit, price, show in rows:
+        if limit is not None:
+            yield Budget(name, price(space), limit, show)  # type: ignore[arg-type]
+
+
+def predicted_top1(setup: Setup, codes: Codes) -> float:
+    """What the search believed of one network (g,): predicted, or for a wholly measured space the validation figure."""
+    return -float(setup.problem.objective(np.atleast_2d(codes))[0])

@@ -1,0 +1,270 @@
+"""Jobs on one network: read it from whatever names it, evaluate, export, time and inspect it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofasearch import zoo
+from ofasearch.data import DataSet, Preprocessing, SplitName, load_data
+from ofasearch.errors import ArchError, CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
+from ofasearch.jobs.deliver import (
+    Subnet,
+    calibrated_subnet,
+    load_subnet,
+    onnx_bytes,
+    prove,
+    settings_json,
+    shipped_subnet,
+    to_network,
+    uncalibrated_subnet,
+)
+from ofasearch.latency.measure import OnnxModel, StopRule, fingerprint, load_warning, stopwatch, timing_json
+from ofasearch.predictor import load_predictor
+from ofasearch.records import read_json, write_atomic
+from ofasearch.space.core import Codes, Settings, Space
+from ofasearch.space.costs import costs
+from ofasearch.space.families import DESIGNS, get_space
+from ofasearch.supernet.weights import load_weights
+
+
+def parse_codes(text: str, space: Space) -> Codes:
+    """Codes (g,) of an arch id or a JSON object with `ks`, `e`, `d`, `r`.
+
+    Raises ArchError.
+    """
+    if not text.lstrip().startswith("{"):
+        return np.array(space.parse(text).codes, dtype=np.int64)
+    try:
+        record: Mapping[str, Any] = json.loads(text)
+        r = record["r"][0] if isinstance(record["r"], list) else record["r"]
+        ks, e, d = (np.array([record[key]], dtype=np.int64) for key in ("ks", "e", "d"))
+        settings = Settings(ks, e, d, np.array([int(r)], dtype=np.int64))
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ArchError(f"a subnet in JSON must hold integers ks, e, d and r, but it cannot be read: {error}") from error
+    codes: Codes = space.from_settings(settings)[0]
+    return codes
+
+
+def space_of(text: str, default: str | None) -> Space:
+    """The space that a subnet's text names, else the default.
+
+    Raises UsageError when neither names one.
+    """
+    name = text.partition("@")[0]
+    if default is None and name not in DESIGNS:
+        raise UsageError("a subnet given as JSON needs --space to say what it belongs to")
+    return get_space(default or name)
+
+
+def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None = None, no_bn: bool = False) -> Subnet:
+    """A network with weights: a `subnet.pt`, or an arch id or JSON settings of a supernet's space.
+
+    Batch norm is recalibrated on the data's calibration split where data is given, else the shipped statistics are
+    used. Raises CalibrationError when there is neither, unless `no_bn`.
+    """
+    if text.endswith(".pt") or Path(text).is_file():
+        return load_subnet(Path(text))[0]
+    trained = zoo.load_supernet(supernet or zoo.DEFAULT_SUPERNET)
+    space = trained.weights.space
+    codes = parse_codes(text, space)
+    if data is not None:
+        if data.classes != space.classes:
+            raise MismatchError(f"data {data.name} must have the supernet's {space.classes} classes, but has {data.classes}")
+        return calibrated_subnet(trained.weights, codes, data, trained.name)
+    if trained.members is not None:
+        return shipped_subnet(trained.weights, trained.members, codes, trained.name)
+    if no_bn:
+        return uncalibrated_subnet(trained.weights, codes, trained.name)
+    raise CalibrationError(
+        f"batch norm of {text} must be recalibrated before it means anything, but there is no data; add --data (or --no-bn)"
+    )
+
+
+def cost(text: str, space: str | None = None) -> dict[str, Any]:
+    """`space cost`: MACs, parameters and peak activation bytes of one subnet."""
+    if Path(text).is_file() and text.endswith(".pt"):
+        return asdict(costs(load_subnet(Path(text))[0].blueprint))
+    found = space_of(text, space)
+    return asdict(costs(found.blueprint(parse_codes(text, found))))
+
+
+def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str | None = None) -> dict[str, Any]:
+    """`eval`: top-1 of a subnet or of an ONNX file on a split.
+
+    An arch is recalibrated on the calibration split first; a file is taken as it is. Raises CalibrationError for a
+    `subnet.pt` that was never calibrated, MismatchError when classes or sizes differ.
+    """
+    from ofasearch.evaluate.score import CALIBRATION_IMAGES, predictions, top1
+
+    images = load_data(data)
+    part = images[split]
+    if subnet.endswith(".onnx"):
+        model, preprocessing = _open_onnx(Path(subnet))
+        classes = _predict_onnx(model, preprocessing, part.images)
+        return {"top1": top1(classes, part.labels), "n": len(part), "split": split, "data": images.name, "runtime": "onnxruntime cpu"}
+    from_file = Path(subnet).is_file()
+    network = read_subnet(subnet, supernet=supernet, data=None if from_file else images)
+    if network.calibrated == "no":
+        raise CalibrationError(f"{subnet} must be calibrated before it is scored, but it says it is not; export it again with --data")
+    if images.classes != network.classes or part.images.shape[1] != network.blueprint[0].hw_in:
+        raise MismatchError(
+            f"data must have {network.classes} classes and {network.blueprint[0].hw_in} pixels for this subnet, "
+            f"but {images.name} has {images.classes} and {part.images.shape[1]}"
+        )
+    score = top1(predictions(to_network(network), part.images, network.preprocessing), part.labels)
+    record = {
+        "top1": score,
+        "n": len(part),
+        "split": split,
+        "data": images.name,
+        "arch_id": network.arch.id,
+        "calibrated": network.calibrated,
+    }
+    used = 0 if from_file else min(CALIBRATION_IMAGES, len(images["calibration"]))
+    return record | {"calibration_images": used}
+
+
+def _open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing]:
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
+    model = OnnxModel(path)
+    try:
+        return model, Preprocessing.from_json(json.loads(model.metadata["preprocessing"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise FormatError(f"{path} must say in its metadata how images are preprocessed, but it does not") from error
+
+
+def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Any) -> Any:
+    expected = model.input_shape(1)[2]
+    if images.shape[1] != expected:
+        raise MismatchError(f"images must have {expected} pixels for this ONNX file, but have {images.shape[1]}")
+    parts = [images[i : i + 500] for i in range(0, len(images), 500)]
+    return np.concatenate([model(np.ascontiguousarray(preprocessing.apply(part))).argmax(1) for part in parts])
+
+
+def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: str | None = None, no_bn: bool = False) -> dict[str, Any]:
+    """`export`: the subnet as a proved ONNX file.
+
+    Raises VerificationError (nothing is written) when the file does not compute the network's logits within 1e-4.
+    """
+    images = load_data(data) if data else None
+    network = read_subnet(subnet, supernet=supernet, data=None if Path(subnet).is_file() else images, no_bn=no_bn)
+    difference, checked_on = prove(network, onnx_bytes(network), images)
+    facts = {"measured": {"onnx_max_abs_diff": difference, "onnx_checked_on": checked_on}}
+    content = onnx_bytes(network, facts)
+    write_atomic(Path(out), content)
+    return {
+        "onnx": str(Path(out).absolute()),
+        "arch_id": network.arch.id,
+        "calibrated": network.calibrated,
+        "onnx_max_abs_diff": difference,
+        "onnx_checked_on": checked_on,
+        "size_bytes": len(content),
+    }
+
+
+def bench(model: str | Path, *, batch: int = 1, threads: int = 1, seconds: float = 3.0) -> dict[str, Any]:
+    """`bench`: latency percentiles and throughput of an ONNX file on this machine's CPU.
+
+    Raises UsageError for a batch that the file cannot take.
+    """
+    path = Path(model)
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
+    if batch < 1 or threads < 1 or seconds <= 0:
+        raise UsageError(f"--batch, --threads and --seconds must be positive, but got {batch}, {threads} and {seconds}")
+    session = OnnxModel(path, threads=threads)
+    shape = session.input_shape(batch)
+    if shape[0] != batch:
+        raise UsageError(f"--batch must be {shape[0]} for this file, whose batch is fixed, but got {batch}")
+    action = session.action(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    timing = stopwatch({"model": action}, StopRule(tolerance=0.002, max_samples=100_000, max_seconds=seconds, min_sample_ms=0.0))["model"]
+    key = fingerprint(batch=batch, threads=threads)
+    warning = load_warning()
+    return {
+        **timing_json(timing),
+        "throughput": 1000 * batch / timing.mean,
+        "threads": threads,
+        "batch": batch,
+        "runtime": key.runtime,
+        "device": key.device,
+        **({"warning": warning} if warning else {}),
+    }
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """`inspect`: all that a file of ours says of itself.
+
+    Raises NotFoundError, FormatError.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFoundError(f"{file} must be an existing file, but there is none")
+    if file.suffix == ".onnx":
+        model = OnnxModel(file)
+        facts = {key: _value(text) for key, text in model.metadata.items()}
+        return {"kind": "onnx", "input": {"name": model.inputs[0].name, "shape": list(model.inputs[0].shape)}, **facts}
+    if file.suffix == ".pt":
+        subnet, facts = load_subnet(file)
+        return {
+            "kind": "subnet",
+            "arch_id": subnet.arch.id,
+            "arch": dict(subnet.settings),
+            "space": subnet.arch.space,
+            "classes": list(subnet.class_names) or subnet.classes,
+            "preprocessing": subnet.preprocessing.to_json(),
+            "supernet": subnet.supernet,
+            "supernet_digest": subnet.supernet_digest,
+            "calibrated": subnet.calibrated,
+            **asdict(costs(subnet.blueprint)),
+            **facts,
+        }
+    if file.suffix == ".safetensors":
+        return _inspect_safetensors(file)
+    if file.suffix == ".json":
+        return {"kind": "json", **dict(read_json(file))}
+    raise FormatError(f"{file} must be an .onnx, .pt, .safetensors or .json file of ofasearch, but is none of these")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _inspect_safetensors(file: Path) -> dict[str, Any]:
+    try:
+        weights = load_weights(file)
+    except FormatError:
+        predictor = load_predictor(file)
+        encoder = asdict(predictor.encoder)
+        return {
+            "kind": "predictor",
+            "space": predictor.space,
+            "encoder": encoder,
+            "supernet_digest": predictor.supernet_digest,
+            **predictor.card,
+        }
+    return {
+        "kind": "supernet",
+        "space": weights.space.name,
+        "classes": list(weights.class_names) or weights.space.classes,
+        "resolutions": list(weights.space.resolutions),
+        "preprocessing": weights.preprocessing.to_json(),
+        "digest": weights.digest,
+        "training": weights.training,
+    }
+
+
+def sample(space: str, n: int, seed: int) -> list[dict[str, Any]]:
+    """`space sample`: n uniform networks with their costs."""
+    found = get_space(space)
+    rows = found.sample(n, np.random.default_rng(seed))
+    return [{"arch_id": found.arch(row).id, "arch": settings_json(found, row), **asdict(costs(found.blueprint(row)))} for row in rows]

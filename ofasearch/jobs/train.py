@@ -1,0 +1,178 @@
+"""Train a supernet: the loop, its checkpoints, its log, and the accuracy of three networks on the way."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ofasearch.data import DataSet, Preprocessing, channel_statistics, load_data
+from ofasearch.errors import MismatchError, TrainingError, UsageError
+from ofasearch.evaluate.score import CALIBRATION_BATCH, batches, predictions, recalibrate_bn, top1
+from ofasearch.records import append_line, provenance, read_json, write_atomic, write_json
+from ofasearch.space.core import Codes, Space
+from ofasearch.space.families import get_space
+from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.weights import Weights, save_weights
+from ofasearch.train.loop import StepReport, TrainConfig, Trainer
+from ofasearch.train.strategies import STRATEGIES
+
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """`ofasearch train`: which space on which data by which strategy, and where the run lives."""
+
+    space: str
+    data: str
+    out: Path
+    strategy: str = "deps"
+    options: dict[str, Any] = field(default_factory=dict)  # of the strategy, e.g. {"subnets": 4}
+    config: TrainConfig
+    resume: bool = False
+    evaluate_every: int = 4  # epochs; 0 for never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProgress:
+    """A step that was just done, with speed, time left and the newest validation accuracies."""
+
+    report: StepReport
+    images_per_second: float
+    eta_seconds: float
+    top1: dict[str, float]  # validation split: largest, middle, smallest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """The finished run."""
+
+    supernet: Path
+    digest: str
+    top1: dict[str, float]  # validation split
+    seconds: float
+
+
+def landmarks(space: Space) -> dict[str, Codes]:
+    """Largest, middle and smallest network of a space, by gene position."""
+    largest = space.largest()
+    middle = space.canonical(np.maximum(1, (largest[None] + 1) // 2))[0]
+    smallest = space.smallest()
+    middle[0] = smallest[0] = largest[0]
+    return {"largest": largest, "middle": middle, "smallest": smallest}
+
+
+def score_landmarks(supernet: Supernet, data: DataSet, preprocessing: Preprocessing) -> dict[str, float]:
+    """Validation top-1 of the three landmark networks, each recalibrated on the calibration split."""
+    inputs = list(batches(data["calibration"].images, preprocessing, size=CALIBRATION_BATCH))
+    scores = {}
+    for name, codes in landmarks(supernet.space).items():
+        network = supernet.extract(codes)
+        recalibrate_bn(network, inputs)
+        scores[name] = top1(predictions(network, data["validation"].images, preprocessing), data["validation"].labels)
+    return scores
+
+
+def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
+    """Train, yielding progress after every step and the result at the end.
+
+    The run folder holds `run.json` (the request), `log.jsonl`, `checkpoint.pt` (newest state) and at the end
+    `supernet.safetensors`. Raises UsageError, MismatchError, TrainingError.
+    """
+    data = load_data(request.data)
+    space = get_space(request.space, classes=data.classes)
+    size = data["train"].images.shape[1]
+    if space.resolutions != (size,):
+        space = space.with_resolutions([size])
+    mean, std = channel_statistics(data["train"].images)
+    preprocessing = Preprocessing(mean=mean, std=std, size=size)
+    if request.strategy not in STRATEGIES:
+        raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}, but got '{request.strategy}'")
+    strategy = STRATEGIES[request.strategy](**request.options)
+    supernet = Supernet(space, generator=torch.Generator().manual_seed(request.config.seed))
+    trainer = Trainer(supernet, strategy, request.config, data["train"], preprocessing)
+    before = _open_run(request, trainer)
+
+    started = saved = time.perf_counter()
+    first_step, scores = trainer.step, dict[str, float]()
+    epoch_losses: list[float] = []
+    for report in trainer.run():
+        now = time.perf_counter()
+        speed = (report.step - first_step) / (now - started)
+        epoch_losses.append(report.loss)
+        if report.step % trainer.steps_per_epoch == 0:
+            due = request.evaluate_every and report.epoch % request.evaluate_every == 0
+            if due or report.step == report.steps:
+                scores = score_landmarks(supernet, data, preprocessing)
+            line = {"epoch": report.epoch, "step": report.step, "loss": float(np.mean(epoch_losses)), "lr": report.lr}
+            line |= {"images_per_second": speed * report.images, "seconds": before + now - started}
+            append_line(request.out / "log.jsonl", line | ({"validation_top1": scores} if due or report.step == report.steps else {}))
+            epoch_losses = []
+        if now - saved > CHECKPOINT_SECONDS or report.step == report.steps:
+            _save(request.out / "checkpoint.pt", trainer, before + now - started)
+            saved = now
+        yield TrainProgress(
+            report=report, images_per_second=speed * report.images, eta_seconds=(report.steps - report.step) / speed, top1=scores
+        )
+    seconds = before + time.perf_counter() - started
+    record = provenance(
+        strategy=request.strategy,
+        options=asdict(strategy),
+        config=asdict(request.config),
+        data=data.name,
+        seconds=round(seconds),
+        validation_top1=scores,
+        splits={name: len(part) for name, part in data.splits.items()},
+    )
+    weights = Weights(supernet.arrays(), space, preprocessing, data.class_names, record, request.out.name)
+    save_weights(request.out / "supernet.safetensors", weights)
+    yield TrainResult(supernet=(request.out / "supernet.safetensors").absolute(), digest=weights.digest, top1=scores, seconds=seconds)
+
+
+def _open_run(request: TrainRequest, trainer: Trainer) -> float:
+    """Start or continue the run folder; returns the seconds already spent."""
+    card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
+    run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
+    if not request.resume:
+        if checkpoint.exists():
+            raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
+        write_json(run, card)
+        return 0.0
+    if not checkpoint.exists():
+        write_json(run, card)
+        return 0.0
+    known = read_json(run)
+    if known != card:
+        changed = [key for key in card if known.get(key) != card[key]]
+        raise MismatchError(f"a resumed run must keep its settings, but {', '.join(changed)} changed; start a new folder instead")
+    state = load_checkpoint(checkpoint)
+    trainer.restore(state)
+    return float(state["seconds"])
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint without running code from it.
+
+    Raises TrainingError when it is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state)
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise TrainingError(f"{path} must be a checkpoint of ofasearch train, but it cannot be read: {error}") from error
+
+
+def _save(path: Path, trainer: Trainer, seconds: float) -> None:
+    buffer = io.BytesIO()
+    torch.save({**trainer.state(), "seconds": seconds}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+__all__ = ["TrainProgress", "TrainRequest", "TrainResult", "landmarks", "load_checkpoint", "score_landmarks", "train"]

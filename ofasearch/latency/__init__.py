@@ -1,0 +1,1 @@
+"""Latency: tables, estimates, the stopwatch."""

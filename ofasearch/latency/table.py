@@ -1,0 +1,253 @@
+"""Latency of layers as a table, and of whole networks as a corrected sum of its rows. No torch.
+
+A table is keyed by device, runtime, precision, batch and threads, never by space: any space whose layers it knows can
+be priced. A row may be tied to one input resolution of the whole network (tables published per resolution) or to
+none. A missing layer raises by name; nothing is ever priced as zero.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError
+from ofasearch.records import read_json, write_atomic, write_json
+from ofasearch.space.core import SHAPE_FIELDS, Blueprint, Cost, LayerSpec, Price, Space
+from ofasearch.space.families import make_divisible
+
+Source = Literal["measured", "interpolated", "estimated", "imported"]
+Shape = tuple[str | int | bool, ...]
+ANY = 0  # the resolution of a row that holds for networks of every resolution
+FILE_LIMIT = 64 * 2**20  # bytes
+FORMAT = "ofasearch-latency-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableKey:
+    """What a latency depends on besides the layer."""
+
+    device: str
+    runtime: str
+    precision: str = "fp32"
+    batch: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Milliseconds of one layer: the typical value, the 90th percentile, and how many runs it rests on."""
+
+    ms: float
+    p90_ms: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Whole-network latency = slope * sum of rows + offset (ms), fitted on `nets` networks measured end to end."""
+
+    slope: float = 1.0
+    offset_ms: float = 0.0
+    nets: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.slope < math.inf and -math.inf < self.offset_ms < math.inf):
+            raise ValueError(f"slope must be positive and offset finite, but got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Rows by (resolution or ANY, layer shape). `card` tells how they came about; `validation` how far to trust them."""
+
+    name: str
+    key: TableKey
+    source: Source
+    rows: Mapping[tuple[int, Shape], Row]
+    correction: Correction = Correction()
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def resolutions(self) -> tuple[int, ...] | None:
+        """Input resolutions the rows were measured for; None where rows hold for all."""
+        found = sorted({resolution for resolution, _ in self.rows})
+        return None if ANY in found else tuple(found)
+
+    def price_at(self, resolution: int) -> Price:
+        """Milliseconds of one layer inside a network of that input resolution.
+
+        The returned price raises UnmeasuredError for a layer that the table lacks.
+        """
+
+        def price(spec: LayerSpec) -> float:
+            row = self.rows.get((resolution, spec.shape)) or self.rows.get((ANY, spec.shape))
+            if row is None:
+                raise UnmeasuredError(
+                    f"latency table {self.name} must hold every layer, but lacks {describe(spec)} (network input {resolution})"
+                )
+            return row.ms
+
+        return price
+
+    def cost(self, space: Space) -> Cost:
+        """Milliseconds of any population of the space, corrected."""
+        return space.tabulate_by_resolution(self.price_at).scaled(self.correction.slope, self.correction.offset_ms)
+
+    def latency_ms(self, blueprint: Blueprint) -> float:
+        """Milliseconds of one network, corrected; its first layer tells the input resolution."""
+        price = self.price_at(blueprint[0].hw_in)
+        return self.correction.slope * sum(map(price, blueprint)) + self.correction.offset_ms
+
+    def corrected(self, correction: Correction, **card: Any) -> LatencyTable:
+        """The same rows with another correction and more on the card."""
+        return replace(self, correction=correction, card={**self.card, **card})
+
+
+def describe(spec: LayerSpec) -> str:
+    """A layer in words, for messages and for rows people read."""
+    text = f"{spec.kind} {spec.hw_in}x{spec.hw_in}x{spec.c_in}->{spec.c_out}"
+    if spec.kind == "mbconv":
+        text += f" mid {spec.c_mid}"
+    if spec.kind in ("conv", "mbconv"):
+        text += f" k{spec.kernel} s{spec.stride}"
+    return text + (" se" if spec.c_se else "") + (" skip" if spec.skip else "")
+
+
+# -- our files: CSV rows with a JSON card beside them ----------------------------------------------------------
+
+_COLUMNS = ("resolution", *SHAPE_FIELDS, "ms", "p90_ms", "n")
+_SAMPLE = LayerSpec(slot="", kind="conv", c_in=1, c_mid=0, c_out=1, hw_in=1)  # its field types are those of the columns
+
+
+def save_table(path: Path, table: LatencyTable) -> None:
+    """Write `path` (CSV) and its card beside it (`.json`), each atomically, the card last."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for (resolution, shape), row in table.rows.items():
+        writer.writerow([resolution, *(int(v) if isinstance(v, bool) else v for v in shape), f"{row.ms:.6g}", f"{row.p90_ms:.6g}", row.n])
+    write_atomic(path, text.getvalue())
+    card = {"format": FORMAT, "name": table.name, "key": asdict(table.key), "source": table.source}
+    write_json(path.with_suffix(".json"), card | {"correction": asdict(table.correction), "card": table.card})
+
+
+def load_table(path: Path) -> LatencyTable:
+    """Read a CSV table with its JSON card.
+
+    Raises NotFoundError, FormatError.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing latency table, but there is none")
+    card = read_json(path.with_suffix(".json"))
+    try:
+        if card["format"] != FORMAT:
+            raise FormatError(f"{path.with_suffix('.json')} must be of format {FORMAT}, but is {card['format']}")
+        rows = dict(_parse_row(record) for record in csv.DictReader(_text(path).splitlines()))
+        correction, key = Correction(**card["correction"]), TableKey(**card["key"])
+        table = LatencyTable(str(card["name"]), key, cast(Source, card["source"]), rows, correction, dict(card["card"]))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path} must be a latency table of ofasearch, but a row or its card cannot be read: {error}") from error
+    if not rows:
+        raise FormatError(f"{path} must hold at least one row, but is empty")
+    return table
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > FILE_LIMIT:
+        raise FormatError(f"{path} must be at most {FILE_LIMIT >> 20} MiB, but is larger")
+    return path.read_text(encoding="utf-8")
+
+
+def _parse_row(record: Mapping[str, str]) -> tuple[tuple[int, Shape], Row]:
+    shape: list[str | int | bool] = []
+    for name in SHAPE_FIELDS:
+        kind = type(getattr(_SAMPLE, name))
+        shape.append(record[name] if kind is str else kind(int(record[name])))
+    row = Row(float(record["ms"]), float(record["p90_ms"]), int(record["n"]))
+    if not 0 <= row.ms < float("inf"):
+        raise ValueError(f"ms must be a non-negative number, but got {row.ms}")
+    return (int(record["resolution"]), tuple(shape)), row
+
+
+# -- once-for-all's YAML ---------------------------------------------------------------------------------------
+
+_FILE = re.compile(r"(\d{2,4})_lookup_table\.yaml")
+_BLOCK = re.compile(
+    r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:([01])-se:([01])-hs:([01])"
+)
+_PLAIN = re.compile(r"(Conv|Conv_1|Conv_2|AvgPool2D)-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)")
+_LOGITS = re.compile(r"Logits-input:1x1x(\d+)-output:(\d+)")
+
+
+def load_ofa_yaml(folder: Path) -> LatencyTable:
+    """Read once-for-all's MobileNetV3 tables: a folder of `<resolution>_lookup_table.yaml`.
+
+    The value of a row is the mean that the file gives; rows are tied to their file's resolution, because the files
+    measured the same layer apart. Batch 1 is what was published; the files do not say threads.
+    Raises NotFoundError, FormatError.
+    """
+    files = {int(m[1]): path for path in sorted(folder.glob("*.yaml")) if (m := _FILE.fullmatch(path.name))}
+    if not files:
+        raise NotFoundError(f"{folder} must hold <resolution>_lookup_table.yaml files, but has none")
+    rows = {(r, _parse_ofa_key(str(k)).shape): _ofa_row(path, v) for r, path in files.items() for k, v in _read_yaml(path).items()}
+    device = folder.resolve().name.removeprefix("latency_table@")
+    return LatencyTable(device, TableKey(device=device, runtime="unknown"), "imported", rows, card={"origin": "once-for-all lookup tables"})
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} must be a YAML lookup table, but it cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not content:
+        raise FormatError(f"{path} must map layers to counts and means, but holds {type(content).__name__}")
+    return content
+
+
+def _ofa_row(path: Path, value: Any) -> Row:
+    try:
+        mean, std, count = float(value["mean"]), float(value.get("std") or 0.0), int(value["count"])
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise FormatError(f"{path} must give count and mean for every layer, but one holds {type(value).__name__}") from error
+    if not (0 <= mean < float("inf") and 0 <= std < float("inf")):
+        raise FormatError(f"{path} must give means and deviations of at least 0 ms, but gives {mean} and {std}")
+    return Row(mean, mean + 1.2816 * std, count)  # normal approximation: the files hold no percentile
+
+
+def _parse_ofa_key(key: str) -> LayerSpec:
+    """The layer of a published key. `expand` is the number of middle channels (MobileNetV3's convention)."""
+    if match := _BLOCK.fullmatch(key):
+        hw, c_in, c_out, mid, kernel, stride, skip, se, hs = map(int, match.groups())
+        return LayerSpec(
+            slot="", kind="mbconv", c_in=c_in, c_mid=mid, c_out=c_out, hw_in=hw, c_se=make_divisible(mid // 4) if se else 0,
+            kernel=kernel, stride=stride, act="h_swish" if hs else "relu", skip=bool(skip),
+        )  # fmt: skip
+    if match := _LOGITS.fullmatch(key):
+        return LayerSpec(slot="", kind="linear", c_in=int(match[1]), c_mid=0, c_out=int(match[2]), hw_in=1, norm=False, bias=True)
+    if match := _PLAIN.fullmatch(key):
+        name, hw, c_in, c_out = match[1], int(match[2]), int(match[3]), int(match[4])
+        if name == "AvgPool2D":
+            return LayerSpec(slot="", kind="pool", c_in=c_in, c_mid=0, c_out=c_out, hw_in=hw, norm=False)
+        kernel, stride = (3, 2) if name == "Conv" else (1, 1)
+        return LayerSpec(
+            slot="",
+            kind="conv",
+            c_in=c_in,
+            c_mid=0,
+            c_out=c_out,
+            hw_in=hw,
+            kernel=kernel,
+            stride=stride,
+            act="h_swish",
+            norm=name != "Conv_2",
+        )
+    raise FormatError(f"a layer of a lookup table must be spelled as once-for-all does for MobileNetV3, but one is '{key[:120]}'")

@@ -1,0 +1,103 @@
+"""How a result is written: atomically, with its provenance."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ofasearch.errors import FormatError, NotFoundError, WriteError
+
+JSON_LIMIT = 64 * 2**20  # bytes; records from outside are small
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing: to a temporary file beside it, synced, then renamed.
+
+    Raises WriteError with the reason (no permission, full disk); a former file stays as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write JSON with sorted keys left in their given order, two spaces, newline at the end."""
+    write_atomic(path, json.dumps(record, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file from outside.
+
+    Raises NotFoundError, FormatError (not JSON, not text, too large).
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing JSON file, but there is none")
+    if path.stat().st_size > JSON_LIMIT:
+        raise FormatError(f"{path} must be at most {JSON_LIMIT >> 20} MiB of JSON, but it is larger")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise FormatError(f"{path} must be JSON, but it cannot be read: {error}") from error
+
+
+def append_line(path: Path, record: Any) -> None:
+    """Append one JSON line; a line is small enough to reach the file whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """What a reader needs to trust a result: date, machine, versions, and the given facts (seed, digests, ...)."""
+    versions = {name: metadata.version(name) for name in ("ofasearch", "numpy", "torch", "onnx", "onnxruntime") if _installed(name)}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+        **facts,
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cache_dir() -> Path:
+    """Where measurements and decoded data are remembered: OFASEARCH_CACHE, else the XDG cache folder."""
+    root = os.environ.get("OFASEARCH_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofasearch"

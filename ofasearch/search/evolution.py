@@ -1,0 +1,127 @@
+"""Single-objective evolution with the published settings, vectorised; and the exact answer where a space is small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ofasearch.errors import InfeasibleError, UsageError
+from ofasearch.search.operators import Unseen, cross, fill, initial, mutate, unit_index
+from ofasearch.search.problem import Generation, Problem
+from ofasearch.search.refine import refine
+from ofasearch.space.core import Codes, Values
+
+EXACT_LIMIT = 20_000  # networks; listing so many takes a fraction of a second
+ELITE_SHARE = 0.4  # of the parents: the best whatever their resolution
+PER_RESOLUTION = 3  # parents that each resolution may keep beside the elite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolutionConfig:
+    """Defaults are those of once-for-all's finder; `mutation_ratio` of each generation are mutants, the rest crossed."""
+
+    population: int = 100
+    generations: int = 500
+    parent_ratio: float = 0.25
+    mutation_ratio: float = 0.5
+    mutation_probability: float = 0.1  # per block, per stage depth, and for the resolution
+    keep: int = 20  # best networks reported per generation
+    refine: bool = True  # end with a local refinement of the winner, as one more generation
+
+    def __post_init__(self) -> None:
+        if (
+            self.population < 4
+            or self.generations < 0
+            or self.keep < 1
+            or not 0 < self.parent_ratio <= 1
+            or not 0 <= self.mutation_ratio <= 1
+            or not 0 <= self.mutation_probability <= 1
+        ):
+            raise UsageError(f"evolution needs a population of at least 4, generations of at least 0 and ratios in (0, 1], but got {self}")
+
+
+def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) -> Iterator[Generation]:
+    """Yield the state after the initial population and after every generation.
+
+    Parents survive. No network is evaluated twice, and the last children count (the published finder looks for the
+    best before it makes them and never sees the last hundred). A search that finds no new network ends early.
+    Raises InfeasibleError, UsageError.
+
+    Reference: once-for-all, section 3.4, and its tutorial's evolution finder.
+    """
+    problem.preflight()
+    space, units, unseen = problem.space, unit_index(problem.space), Unseen()
+    codes = initial(problem, config.population, unseen, rng)
+    objective = problem.objective(codes)
+    evaluations = len(codes)
+    n_parents = max(2, round(config.parent_ratio * config.population))
+    n_mutants = round(config.mutation_ratio * config.population)
+    for number in range(config.generations + 1):
+        order = np.argsort(objective, kind="stable")
+        codes, objective = codes[order], objective[order]
+        yield Generation(number, codes[: config.keep].copy(), objective[: config.keep].copy(), evaluations)
+        if number == config.generations:
+            break
+        chosen = _parents(codes, n_parents)
+        parents = codes[chosen]
+
+        def mutants(size: int, parents: Codes = parents) -> Codes:
+            return mutate(space, units, parents[rng.integers(len(parents), size=size)], config.mutation_probability, rng)
+
+        def children(size: int, parents: Codes = parents) -> Codes:
+            pairs = rng.integers(len(parents), size=(2, size))
+            return cross(space, parents[pairs[0]], parents[pairs[1]], rng)
+
+        crossed = fill(problem, config.population - n_mutants, unseen, children, rounds=2)
+        # Converged parents have few new children; mutants make up the number, so that the search goes on.
+        mutated = fill(problem, config.population - len(crossed), unseen, mutants)
+        fresh = np.concatenate([crossed, mutated])
+        if not len(fresh):
+            break
+        evaluations += len(fresh)
+        # The parents stay, and whoever is needed to report the `keep` best.
+        survivors = np.union1d(chosen, np.arange(min(config.keep, len(codes))))
+        codes = np.concatenate([codes[survivors], fresh])
+        objective = np.concatenate([objective[survivors], problem.objective(fresh)])
+    if config.refine:
+        best, value, more = refine(problem, codes[0], float(objective[0]))
+        if value < objective[0]:
+            codes, objective = np.concatenate([best[None], codes]), np.concatenate([[value], objective])
+        yield Generation(number + 1, codes[: config.keep].copy(), objective[: config.keep].copy(), evaluations + more)
+
+
+def _parents(codes: Codes, n: int) -> Codes:
+    """Positions of the n parents in a pool sorted best first: the elite, then the best few of each resolution, then the rest.
+
+    The resolution moves accuracy and cost of a network more than any other gene, so a pool that loses a resolution
+    early rarely finds back; with the plain best n as parents the result depended more on the seed.
+    """
+    rank = np.zeros(len(codes), dtype=np.int64)  # within the network's resolution
+    for resolution in np.unique(codes[:, 0]):
+        members = np.flatnonzero(codes[:, 0] == resolution)
+        rank[members] = np.arange(len(members))
+    priority = np.where(np.arange(len(codes)) < ELITE_SHARE * n, 0, np.where(rank < PER_RESOLUTION, 1, 2))
+    return np.sort(np.argsort(priority, kind="stable")[:n])
+
+
+def enumerate_exactly(problem: Problem, keep: int = 20) -> Iterator[Generation]:
+    """The best networks of a space of at most EXACT_LIMIT networks, in one generation.
+
+    Raises InfeasibleError, and ArchError for a space too large to list.
+    """
+    problem.preflight()
+    codes = problem.space.enumerate()
+    codes = codes[problem.feasible(codes)]
+    if not len(codes):
+        names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in problem.budgets)
+        raise InfeasibleError(f"some network must keep all budgets together, but none does for {names}; relax one of them")
+    objective: Values = problem.objective(codes)
+    order = np.argsort(objective, kind="stable")[:keep]
+    yield Generation(0, codes[order], objective[order], len(codes))
+
+
+def is_small(problem: Problem) -> bool:
+    """Whether the exact answer is the sensible one."""
+    return problem.space.size * len(problem.space.resolutions) <= EXACT_LIMIT

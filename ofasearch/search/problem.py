@@ -1,0 +1,76 @@
+"""What is asked of a search: an objective to minimise and budgets to keep, over one space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch.errors import InfeasibleError, UsageError
+from ofasearch.space.core import Bounds, Codes, Cost, Space, Values
+
+Objective = Callable[[Codes], Values]  # canonical codes (n, g) -> (n,), smaller is better
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A cost of at most `limit`, in the cost's own unit; `show` spells a value of that unit for people."""
+
+    name: str
+    cost: Cost
+    limit: float
+    show: Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Find the network of `space` with the smallest objective whose costs keep all budgets."""
+
+    space: Space
+    objective: Objective
+    budgets: tuple[Budget, ...]
+
+    def violations(self, codes: Codes) -> Values:
+        """How far each budget is exceeded, (n, budgets), in the budgets' units; <= 0 is feasible."""
+        return np.stack([b.cost(codes) - b.limit for b in self.budgets], axis=1) if self.budgets else np.zeros((len(codes), 0))
+
+    def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
+        """Which networks keep all budgets, (n,)."""
+        kept = np.ones(len(codes), dtype=bool)
+        for budget in self.budgets:
+            kept &= budget.cost(codes) <= budget.limit
+        return kept
+
+    def preflight(self) -> list[tuple[Budget, Bounds]]:
+        """The exact bounds of every budgeted cost, before any search.
+
+        Raises UsageError for a limit that is not positive, InfeasibleError when no network of the space can keep one
+        of the budgets; the message names the nearest possible limit.
+        """
+        found = []
+        for budget in self.budgets:
+            if not budget.limit > 0:
+                raise UsageError(f"{budget.name} budget must be positive, but got {budget.show(budget.limit)}")
+            bounds = budget.cost.bounds()
+            if bounds.lowest > budget.limit:
+                raise InfeasibleError(
+                    f"{budget.name} budget must be at least {budget.show(bounds.lowest)} "
+                    f"(the least of {self.space.name}: {self.space.arch(bounds.lowest_codes)}), but got {budget.show(budget.limit)}"
+                )
+            found.append((budget, bounds))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The state of a search after a generation: best networks first, all feasible, all distinct."""
+
+    number: int
+    codes: Codes  # (k, g)
+    objective: Values  # (k,)
+    evaluations: int
+
+
+Search = Iterator[Generation]

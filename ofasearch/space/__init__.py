@@ -1,0 +1,6 @@
+"""Design spaces: architectures as values, as integer matrices, and as blueprints of layers."""
+
+from ofasearch.space.core import Arch, Blueprint, Codes, Cost, LayerSpec, Settings, Space
+from ofasearch.space.families import get_space
+
+__all__ = ["Arch", "Blueprint", "Codes", "Cost", "LayerSpec", "Settings", "Space", "get_space"]

@@ -1,0 +1,525 @@
+"""Architectures as values and as integer matrices.
+
+Legend: n = networks, g = genes. A *population* is an (n, g) integer matrix of codes. Code 0 means "absent"
+(the gene of a block that is skipped), the choices of a gene count from 1; the resolution is gene 0 and never
+absent. Codes are *canonical* when every absent gene is 0, so that equal networks have equal rows.
+
+A `Space` turns a row of codes into a `Blueprint`, a tuple of `LayerSpec`; nobody else knows genes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch.errors import ArchError
+
+Codes = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+Kind = Literal["conv", "mbconv", "bottleneck", "pool", "linear"]
+Act = Literal["none", "relu", "relu6", "h_swish"]
+Reduce = Literal["sum", "max"]
+
+ENUMERATION_LIMIT = 1_000_000  # rows; a larger space is searched, not listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One concrete layer of one concrete network: all that cost, weights and export need to know.
+
+    `kind`: "conv" is convolution (+ batch norm) + activation; "mbconv" an inverted bottleneck, which has no
+    expansion convolution when `c_mid == c_in`; "pool" a global average pool; "linear" the classifier.
+    `c_se` 0 means no squeeze-excite. `hw_in` is the input height = width in pixels, `eps` that of the batch norms.
+    """
+
+    slot: str  # where its weights live in the supernet, e.g. "s3.b1"; empty for a static network
+    kind: Kind
+    c_in: int
+    c_mid: int
+    c_out: int
+    hw_in: int
+    c_se: int = 0
+    kernel: int = 1
+    stride: int = 1
+    act: Act = "none"
+    skip: bool = False
+    norm: bool = True
+    bias: bool = False
+    eps: float = 1e-5
+
+    @property
+    def hw_out(self) -> int:
+        """Output height = width, pixels ("same" padding with odd kernels)."""
+        return 1 if self.kind in ("pool", "linear") else (self.hw_in - 1) // self.stride + 1
+
+    @property
+    def shape(self) -> tuple[str | int | bool, ...]:
+        """What a price may depend on, in the order of `SHAPE_FIELDS`: all but the slot and the batch-norm epsilon."""
+        return tuple(getattr(self, name) for name in SHAPE_FIELDS)
+
+
+SHAPE_FIELDS = tuple(f.name for f in fields(LayerSpec) if f.name not in ("slot", "eps"))
+
+Blueprint = tuple[LayerSpec, ...]
+Price = Callable[[LayerSpec], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A gene is present only where the code of gene `gene` is at least `at_least`."""
+
+    gene: int
+    at_least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One choice. Code c stands for `choices[c - 1]`.
+
+    `reads` names the entry of the published settings (`ks`, `e`, `d`, `r`) that this gene decides;
+    genes of one `unit` are mutated together, as in the reference evolution; `stage` groups the spelling.
+    """
+
+    name: str
+    unit: str
+    stage: int
+    choices: tuple[int, ...]
+    reads: tuple[str, int]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in the network that holds a layer for some values of its parent genes.
+
+    `layer` and `setting` take the parents' values (not codes; 0 = absent), the resolution among them.
+    `setting` gives the published (kernel, expand ratio) of an elastic block, (0, 0) when skipped.
+    """
+
+    name: str
+    parents: tuple[int, ...]
+    layer: Callable[[tuple[int, ...]], LayerSpec | None]
+    stage: int | None = None  # index into `d`; None for layers that every network has
+    setting: Callable[[tuple[int, ...]], tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """One network of one space. `id` round-trips through `Space.parse`; equality and hash rest on it alone."""
+
+    id: str
+    space: str = field(compare=False)
+    codes: tuple[int, ...] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The published form of n networks: kernels and expand ratios (n, blocks), depths (n, stages), resolution (n,).
+
+    Entries of skipped blocks are 0.
+    """
+
+    ks: Codes
+    e: Codes
+    d: Codes
+    r: Codes
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The exact extremes of a cost over a space and one network (codes, shape (g,)) that reaches each."""
+
+    lowest: float
+    lowest_codes: Codes
+    highest: float
+    highest_codes: Codes
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """A table over the codes of a few genes; `ok` is False where the combination cannot occur."""
+
+    scope: tuple[int, ...]
+    values: Values
+    ok: npt.NDArray[np.bool_]
+
+
+class Cost:
+    """A price of whole networks: a gather over one small table per group of slots with the same parent genes.
+
+    `cost(codes)` maps canonical codes (n, g) to (n,) floats. `scaled` gives slope * cost + offset.
+    """
+
+    def __init__(self, space: Space, tables: Mapping[tuple[int, ...], Values], reduce: Reduce, slope: float = 1.0, offset: float = 0.0):
+        self._space, self._tables, self._reduce = space, dict(tables), reduce
+        self._slope, self._offset = slope, offset
+        self._flat = [
+            (parents, np.array([int(np.prod(t.shape[i + 1 :])) for i in range(t.ndim)]), np.ascontiguousarray(t).ravel())
+            for parents, t in self._tables.items()
+        ]
+
+    def __call__(self, codes: Codes) -> Values:
+        """Prices (n,) of canonical codes (n, g)."""
+        total = np.zeros(len(codes))
+        columns = np.ascontiguousarray(codes.T)
+        combine = np.add if self._reduce == "sum" else np.maximum
+        for parents, strides, flat in self._flat:
+            index = np.zeros(len(codes), dtype=np.int64)
+            for parent, stride in zip(parents, strides, strict=True):
+                index += columns[parent] * stride
+            combine(total, flat[index], out=total)
+        return total * self._slope + self._offset
+
+    def scaled(self, slope: float, offset: float) -> Cost:
+        """The affine image of this cost; `slope` must be positive so that the order of networks is kept."""
+        if slope <= 0:
+            raise ValueError(f"slope must be positive, but got {slope}; an order-reversing correction is no correction")
+        return Cost(self._space, self._tables, self._reduce, self._slope * slope, self._offset * slope + offset)
+
+    def bounds(self) -> Bounds:
+        """Exact minimum and maximum over the whole space, by min-sum (min-max) elimination of genes.
+
+        Slots may share genes; the cost of the elimination grows with the number of genes that slots tie together,
+        not with the size of the space.
+        """
+        lowest, low = self._extreme(np.min, np.argmin, np.inf)
+        highest, high = self._extreme(np.max, np.argmax, -np.inf)
+        return Bounds(lowest, low, highest, high)
+
+    def _extreme(self, best: Callable[..., Values], argbest: Callable[..., Codes], worst: float) -> tuple[float, Codes]:
+        combine = np.add if self._reduce == "sum" else np.maximum
+        factors = [_Factor(scope, t, np.ones(t.shape, dtype=bool)) for scope, t in self._tables.items()]
+        factors += [self._space._presence(g) for g in range(len(self._space.genes))]
+        choices: list[tuple[int, tuple[int, ...], Codes]] = []
+        remaining = set(range(len(self._space.genes)))
+        while remaining:
+            gene = min(remaining, key=lambda g: (len({s for f in factors if g in f.scope for s in f.scope}), g))
+            remaining.remove(gene)
+            joined = self._join([f for f in factors if gene in f.scope], gene, combine)
+            masked = np.where(joined.ok, joined.values, worst)
+            choices.append((gene, joined.scope[:-1], argbest(masked, axis=-1)))
+            reduced = _Factor(joined.scope[:-1], best(masked, axis=-1), np.asarray(joined.ok.any(axis=-1)))
+            neutral = np.where(reduced.ok, reduced.values, 0.0)  # infinities must not leak through np.add
+            factors = [f for f in factors if gene not in f.scope] + [_Factor(reduced.scope, neutral, reduced.ok)]
+        codes = np.zeros(len(self._space.genes), dtype=np.int64)
+        for gene, scope, table in reversed(choices):
+            codes[gene] = table[tuple(codes[s] for s in scope)]
+        return float(self(codes[None])[0]), codes
+
+    def _join(self, factors: Sequence[_Factor], last: int, combine: np.ufunc) -> _Factor:
+        """Combine factors into one over the union of their scopes, gene `last` on the last axis."""
+        scope = (*sorted({s for f in factors for s in f.scope} - {last}), last)
+        sizes = tuple(len(self._space.genes[s].choices) + 1 for s in scope)
+        values, ok = np.zeros(sizes), np.ones(sizes, dtype=bool)
+        for f in factors:
+            order = sorted(range(len(f.scope)), key=lambda i: scope.index(f.scope[i]))
+            shape = tuple(size if s in f.scope else 1 for s, size in zip(scope, sizes, strict=True))
+            values = combine(values, f.values.transpose(order).reshape(shape))
+            ok = ok & f.ok.transpose(order).reshape(shape)
+        return _Factor(scope, values, ok)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A set of networks that share weights: genes, the slots they fill, and the way back to layers.
+
+    Gene 0 is the resolution; a gate always points to an earlier gene. `kernels` and `expands` are the values that
+    `Settings.ks` and `Settings.e` may take, `full_depth` the number of block slots per stage.
+    """
+
+    name: str
+    genes: tuple[Gene, ...]
+    slots: tuple[Slot, ...]
+    classes: int
+    kernels: tuple[int, ...]
+    expands: tuple[int, ...]
+    parent: str | None = None  # name of the larger space whose weights serve this one too
+
+    # -- size, enumeration, extremes ---------------------------------------------------------------------------
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Input sizes in pixels, ascending."""
+        return self.genes[0].choices
+
+    def with_resolutions(self, resolutions: Sequence[int]) -> Space:
+        """The same space restricted (or widened) to other input sizes.
+
+        Raises ArchError when the list is empty or holds a size below 8 pixels.
+        """
+        chosen = tuple(sorted(set(resolutions)))
+        if not chosen or chosen[0] < 8:
+            raise ArchError(f"resolutions must be a non-empty list of sizes of at least 8 pixels, but got {list(resolutions)}")
+        return replace(self, genes=(replace(self.genes[0], choices=chosen), *self.genes[1:]))
+
+    @property
+    def size(self) -> int:
+        """Exact number of distinct networks per resolution."""
+        total = 1
+        for index, gene in enumerate(self.genes):
+            if gene.gate is None and index > 0:
+                gated = [g for g in self.genes if g.gate is not None and g.gate.gene == index]
+                total *= sum(
+                    int(np.prod([len(g.choices) for g in gated if g.gate is not None and g.gate.at_least <= code], dtype=object))
+                    for code in range(1, len(gene.choices) + 1)
+                )
+        return total
+
+    def enumerate(self) -> Codes:
+        """All canonical codes, shape (size * resolutions, g), lexicographic.
+
+        Raises ArchError when there are more than ENUMERATION_LIMIT.
+        """
+        if self.size * len(self.resolutions) > ENUMERATION_LIMIT:
+            raise ArchError(f"only spaces of at most {ENUMERATION_LIMIT:,} networks can be listed, but {self.name} has {self.size:,}")
+        rows = np.zeros((1, 0), dtype=np.int64)
+        for gene in self.genes:
+            present = np.ones(len(rows), dtype=bool) if gene.gate is None else rows[:, gene.gate.gene] >= gene.gate.at_least
+            repeats = np.where(present, len(gene.choices), 1)
+            starts = np.cumsum(repeats) - repeats
+            column = np.arange(repeats.sum()) - np.repeat(starts, repeats) + np.repeat(present.astype(np.int64), repeats)
+            rows = np.column_stack([np.repeat(rows, repeats, axis=0), column])
+        return rows
+
+    def largest(self) -> Codes:
+        """Codes (g,) with every gene at its last choice: the full model, which holds all weights."""
+        return np.array([len(g.choices) for g in self.genes], dtype=np.int64)
+
+    def smallest(self) -> Codes:
+        """Codes (g,) with every gene at its first choice."""
+        codes: Codes = self.canonical(np.ones((1, len(self.genes)), dtype=np.int64))[0]
+        return codes
+
+    # -- populations -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sizes(self) -> Codes:
+        """Number of choices of each gene, shape (g,)."""
+        return np.array([len(g.choices) for g in self.genes], dtype=np.int64)
+
+    @cached_property
+    def _gates(self) -> tuple[Codes, Codes, Codes]:
+        gated = [(i, g.gate.gene, g.gate.at_least) for i, g in enumerate(self.genes) if g.gate is not None]
+        columns = np.array(gated, dtype=np.int64).reshape(-1, 3)
+        return columns[:, 0], columns[:, 1], columns[:, 2]
+
+    def present(self, codes: Codes) -> npt.NDArray[np.bool_]:
+        """Which genes exist in each network, (n, g); reads only the codes of the gating genes."""
+        gene, gate, at_least = self._gates
+        mask = np.ones(codes.shape, dtype=bool)
+        mask[:, gene] = codes[:, gate] >= at_least
+        return mask
+
+    def canonical(self, codes: Codes) -> Codes:
+        """A copy with every absent gene set to 0; idempotent."""
+        return np.where(self.present(codes), codes, 0)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Codes:
+        """n rows of independent uniform codes (n, g), none absent; `canonical` makes networks of them."""
+        return rng.integers(1, self.sizes + 1, size=(n, len(self.genes)))
+
+    def sample(self, n: int, rng: np.random.Generator) -> Codes:
+        """n networks, each choice uniform and independent as in the reference sampling, canonical (n, g)."""
+        return self.canonical(self.draw(n, rng))
+
+    def validate(self, codes: Codes) -> None:
+        """Raise ArchError unless `codes` is an (n, g) integer matrix of canonical networks of this space."""
+        if codes.ndim != 2 or codes.shape[1] != len(self.genes) or not np.issubdtype(codes.dtype, np.integer):
+            raise ArchError(
+                f"codes of {self.name} must be an integer matrix with {len(self.genes)} columns, but got {codes.dtype} {codes.shape}"
+            )
+        present = self.present(codes)
+        bad = np.argwhere((codes < present) | (codes > np.where(present, self.sizes, 0)))
+        if len(bad):
+            row, column = bad[0]
+            gene = self.genes[column]
+            expected = f"1..{len(gene.choices)}" if present[row, column] else "0, because its block is skipped"
+            raise ArchError(f"code of {gene.name} must be {expected} in {self.name}, but got {codes[row, column]} in row {row}")
+
+    def contains(self, big: Codes, small: Codes) -> npt.NDArray[np.bool_]:
+        """Whether each network of `big` holds all weights of the one beside it in `small`; both (n, g), result (n,).
+
+        Per active block of `small` the depth, kernel and expand ratio of `big` are at least as large. The resolution
+        is no weight and is ignored. With kernel transforms only equal kernels share the *effective* filter.
+        """
+        b, s = self.settings(big), self.settings(small)
+        return np.asarray((b.ks >= s.ks).all(axis=1) & (b.e >= s.e).all(axis=1) & (b.d >= s.d).all(axis=1))
+
+    # -- published settings ------------------------------------------------------------------------------------
+
+    def settings(self, codes: Codes) -> Settings:
+        """The networks in published form: `ks`, `e` per block slot, `d` per stage, `r`."""
+        ks, e = (np.column_stack([self._gather(t, p, codes) for p, t in column]) for column in self._setting_tables)
+        stages = np.array([s.stage for s in self.slots if s.setting is not None])
+        d = np.column_stack([(ks[:, stages == s] > 0).sum(axis=1) for s in range(int(stages.max()) + 1)])
+        return Settings(ks=ks, e=e, d=d, r=np.array(self.resolutions)[codes[:, 0] - 1])
+
+    @staticmethod
+    def _gather(table: Codes, parents: tuple[int, ...], codes: Codes) -> Codes:
+        return np.asarray(table[tuple(codes[:, p] for p in parents)])
+
+    @cached_property
+    def _setting_tables(self) -> tuple[list[tuple[tuple[int, ...], Codes]], list[tuple[tuple[int, ...], Codes]]]:
+        ks: list[tuple[tuple[int, ...], Codes]] = []
+        e: list[tuple[tuple[int, ...], Codes]] = []
+        for slot in self.slots:
+            if slot.setting is not None:
+                table = np.array([slot.setting(v) for v in self._parent_values(slot)], dtype=np.int64)
+                shape = tuple(len(self.genes[p].choices) + 1 for p in slot.parents)
+                ks.append((slot.parents, table[:, 0].reshape(shape)))
+                e.append((slot.parents, table[:, 1].reshape(shape)))
+        return ks, e
+
+    def from_settings(self, settings: Settings) -> Codes:
+        """Codes of published settings; entries of skipped blocks are ignored.
+
+        Raises ArchError when a value is no choice of this space, or when the settings leave the space (a CompOFA
+        network whose expand ratio is not the one tied to its depth).
+        """
+        given: Mapping[str, Codes] = {"ks": settings.ks, "e": settings.e, "d": settings.d, "r": settings.r[:, None]}
+        blocks, stages = self._setting_counts
+        for name, columns in (("ks", blocks), ("e", blocks), ("d", stages), ("r", 1)):
+            if given[name].ndim != 2 or given[name].shape[1] != columns:
+                raise ArchError(f"{name} must hold {columns} integers for {self.name}, but got {given[name].shape[-1]}")
+        codes = np.zeros((len(settings.r), len(self.genes)), dtype=np.int64)
+        for index, gene in enumerate(self.genes):
+            value = given[gene.reads[0]][:, gene.reads[1]]
+            hits = value[:, None] == np.array(gene.choices)[None]
+            active = np.ones(len(value), dtype=bool) if gene.gate is None else codes[:, gene.gate.gene] >= gene.gate.at_least
+            wrong = active & ~hits.any(axis=1)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise ArchError(f"{gene.name} must be one of {list(gene.choices)} in {self.name}, but got {value[row]}")
+            codes[:, index] = np.where(active, hits.argmax(axis=1) + 1, 0)
+        back = self.settings(codes)
+        for name, ours in (("ks", back.ks), ("e", back.e)):
+            wrong_at = np.argwhere((ours != given[name]) & (back.ks > 0))
+            if len(wrong_at):
+                row, block = wrong_at[0]
+                raise ArchError(
+                    f"{name} of block {block} must be {ours[row, block]} in {self.name} (it is tied to the stage's depth or fixed), "
+                    f"but got {given[name][row, block]}"
+                )
+        return codes
+
+    @property
+    def blocks(self) -> int:
+        """Number of block slots: the length of `ks` and `e`."""
+        return self._setting_counts[0]
+
+    @cached_property
+    def _setting_counts(self) -> tuple[int, int]:
+        blocks = [s for s in self.slots if s.setting is not None]
+        return len(blocks), len({s.stage for s in blocks})
+
+    def lift(self, codes: Codes, target: Space) -> Codes:
+        """The same networks as codes of a larger space, e.g. CompOFA in once-for-all."""
+        return target.from_settings(self.settings(codes))
+
+    # -- single networks ---------------------------------------------------------------------------------------
+
+    def arch(self, codes: Codes) -> Arch:
+        """The value of one row of canonical codes (g,), with its spelling."""
+        self.validate(np.atleast_2d(codes))
+        stages: dict[int, str] = {}
+        for gene, code in zip(self.genes[1:], codes[1:], strict=True):
+            if code:
+                stages[gene.stage] = stages.get(gene.stage, "") + str(gene.choices[code - 1])
+        resolution = self.resolutions[int(codes[0]) - 1]
+        text = "-".join([f"{self.name}@r{resolution}", *(stages[s] for s in sorted(stages))])
+        return Arch(text, self.name, tuple(int(c) for c in codes))
+
+    def parse(self, text: str) -> Arch:
+        """The inverse of `str(arch)`: depth, then kernel and expand ratio of each block, stage by stage.
+
+        Raises ArchError when the text is not a network of this space.
+        """
+        name, _, rest = text.partition("@")
+        head, *stages = rest.split("-")
+        if name != self.name or not head.startswith("r") or not head[1:].isdigit():
+            raise ArchError(f"an arch id of {self.name} must look like '{self.arch(self.smallest())}', but got '{text}'")
+        wanted = sorted({g.stage for g in self.genes[1:]})
+        if len(stages) != len(wanted):
+            raise ArchError(f"an arch id of {self.name} must have {len(wanted)} stages, but '{text}' has {len(stages)}")
+        left = dict(zip(wanted, stages, strict=True))
+        codes = np.zeros(len(self.genes), dtype=np.int64)
+        codes[0] = self._code_of(self.genes[0], head[1:], text)
+        for index, gene in enumerate(self.genes[1:], start=1):
+            if gene.gate is None or codes[gene.gate.gene] >= gene.gate.at_least:
+                codes[index] = self._code_of(gene, left[gene.stage][:1], text)
+                left[gene.stage] = left[gene.stage][1:]
+        if any(left.values()):
+            raise ArchError(f"an arch id must not have digits left over, but '{text}' has '{next(v for v in left.values() if v)}'")
+        return self.arch(codes)
+
+    @staticmethod
+    def _code_of(gene: Gene, digits: str, text: str) -> int:
+        for code, choice in enumerate(gene.choices, start=1):
+            if str(choice) == digits:
+                return code
+        raise ArchError(f"{gene.name} must be one of {list(gene.choices)}, but got '{digits}' in '{text}'")
+
+    def blueprint(self, codes: Codes) -> Blueprint:
+        """The layers of one network, input to output; `codes` is one canonical row (g,)."""
+        values = [0 if c == 0 else g.choices[int(c) - 1] for g, c in zip(self.genes, codes, strict=True)]
+        layers = (slot.layer(tuple(values[p] for p in slot.parents)) for slot in self.slots)
+        return tuple(layer for layer in layers if layer is not None)
+
+    # -- prices ------------------------------------------------------------------------------------------------
+
+    def tabulate(self, price: Price, reduce: Reduce = "sum") -> Cost:
+        """Turn a price per layer into a price per network. Each distinct layer shape is priced once."""
+        return self.tabulate_by_resolution(lambda _: price, reduce)
+
+    def tabulate_by_resolution(self, price_at: Callable[[int], Price], reduce: Reduce = "sum") -> Cost:
+        """As `tabulate`, for tables that were measured apart for each input resolution (`price_at(resolution)`)."""
+        combine = np.add if reduce == "sum" else np.maximum
+        tables: dict[tuple[int, ...], Values] = {}
+        known: dict[tuple[object, ...], float] = {}
+        for slot in self.slots:
+            if slot.parents[0] != 0:
+                raise ValueError(f"slot {slot.name} must have the resolution as first parent")
+            shape = tuple(len(self.genes[p].choices) + 1 for p in slot.parents)
+            prices = np.zeros(int(np.prod(shape)))
+            for flat, values in enumerate(self._parent_values(slot)):
+                layer = slot.layer(values) if values[0] else None
+                if layer is not None:
+                    key = (values[0], layer.shape)
+                    if key not in known:
+                        known[key] = price_at(values[0])(layer)
+                    prices[flat] = known[key]
+            table = prices.reshape(shape)
+            tables[slot.parents] = combine(tables[slot.parents], table) if slot.parents in tables else table
+        return Cost(self, tables, reduce)
+
+    def _parent_values(self, slot: Slot) -> list[tuple[int, ...]]:
+        return list(itertools.product(*((0, *self.genes[p].choices) for p in slot.parents)))
+
+    def _presence(self, index: int) -> _Factor:
+        """Which codes of one gene can occur, given its gate."""
+        gene = self.genes[index]
+        codes = np.arange(len(gene.choices) + 1)
+        if gene.gate is None:
+            return _Factor((index,), np.zeros(len(codes)), codes > 0)
+        gate_codes = np.arange(len(self.genes[gene.gate.gene].choices) + 1)
+        ok = (gate_codes >= gene.gate.at_least)[:, None] == (codes > 0)[None]
+        return _Factor((gene.gate.gene, index), np.zeros(ok.shape), ok)
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """Every distinct layer (by shape) that a network of this space can contain, in order of first use."""
+        distinct: dict[tuple[object, ...], LayerSpec] = {}
+        for slot in self.slots:
+            for values in self._parent_values(slot):
+                layer = slot.layer(values) if values[0] else None
+                if layer is not None:
+                    distinct.setdefault(layer.shape, layer)
+        return tuple(distinct.values())

@@ -1,0 +1,1 @@
+"""Supernets: weights, slicing, the stateless forward, extraction."""

@@ -1,0 +1,103 @@
+"""The trained once-for-all supernet: all weights, one stateless forward, extraction of ordinary networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ofasearch.errors import MismatchError
+from ofasearch.space.core import Blueprint, Codes, LayerSpec, Space
+from ofasearch.supernet.elastic import Network, build_layer, channels_last, initialise, norms
+from ofasearch.supernet.weights import Array, slice_layer, slice_network
+
+
+class Supernet(nn.Module):
+    """The weights of every network of a space; which one runs is an argument, never a state.
+
+    The full network's modules hold the weights; a blueprint runs layer by layer on slices of them. In training mode
+    batch norm uses batch statistics and leaves the running ones alone; in evaluation mode it uses the stored ones,
+    which are right only for the network they were calibrated for (see `ofasearch.evaluate.score`).
+    """
+
+    def __init__(self, space: Space, *, kernel_transform: bool = True, generator: torch.Generator | None = None):
+        super().__init__()
+        self.space = space
+        self.full = Network(space.blueprint(space.largest()))
+        initialise(self.full, generator or torch.Generator().manual_seed(0))
+        if kernel_transform:
+            self._add_transforms()
+        self._skeletons: dict[tuple[object, ...], nn.Module] = {}
+
+    def _add_transforms(self) -> None:
+        """Identity-initialised matrices between the kernel sizes of every slot that has a choice (OFA, Appendix B)."""
+        for slot in self.space.slots:
+            if slot.setting is None:
+                continue
+            sizes = {slot.setting(values)[0] for values in self.space._parent_values(slot)} - {0}
+            depth = self.full.get_submodule(slot.name).depth
+            for size in range(max(sizes), min(sizes), -2):
+                area = (size - 2) ** 2
+                depth.register_parameter(f"{size}to{size - 2}", nn.Parameter(torch.eye(area)))  # type: ignore[union-attr]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and statistics by key, sharing memory."""
+        found: dict[str, Tensor] = dict(self.full.named_parameters())
+        found.update((k, v) for k, v in self.full.named_buffers() if not k.endswith("num_batches_tracked"))
+        return found
+
+    def forward(self, x: Tensor, blueprint: Blueprint) -> Tensor:
+        """Logits (B, classes) of the network that `blueprint` describes; x is (B, 3, H, H)."""
+        tensors = self.tensors()
+        for spec in blueprint:
+            x = self.run_layer(x, spec, tensors)
+        return x
+
+    def run_layer(self, x: Tensor, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One layer of `forward`, on weights from `tensors()`."""
+        skeleton = self._skeleton(spec)
+        return functional_call(skeleton, slice_layer(tensors, spec), (x,))  # type: ignore[no-any-return]
+
+    def _skeleton(self, spec: LayerSpec) -> nn.Module:
+        """The layer's module without weights of its own; it lends its forward."""
+        key = (spec.shape, spec.eps)
+        if key not in self._skeletons:
+            with torch.device("meta"):
+                skeleton = build_layer(spec)
+            for norm in norms(skeleton).values():
+                norm.momentum = 0.0  # training must not write statistics of one network over another's
+                norm.num_batches_tracked = None
+            self._skeletons[key] = skeleton
+        return self._skeletons[key].train(self.training)
+
+    def extract(self, codes: Codes) -> Network:
+        """The network of one row of codes (g,) as an ordinary module: the same numbers, no shared memory.
+
+        Its batch-norm statistics are slices of the supernet's and need recalibration before they mean anything.
+        """
+        blueprint = self.space.blueprint(codes)
+        network = Network(blueprint)
+        state = {key: t.detach().clone() for key, t in slice_network(self.tensors(), blueprint).items()}
+        network.load_state_dict(state, strict=False)
+        first = next(self.parameters())  # the stem: the layout of its 3x3 filters tells that of the whole supernet
+        if first.is_contiguous(memory_format=torch.channels_last):
+            channels_last(network)
+        return network.to(first.device).train(self.training)
+
+    def arrays(self) -> dict[str, Array]:
+        """A copy of all weights as numpy, for the file."""
+        return {key: np.ascontiguousarray(t.detach().cpu().numpy()) for key, t in self.tensors().items()}
+
+    @staticmethod
+    def from_arrays(space: Space, arrays: Mapping[str, Array]) -> Supernet:
+        """A supernet with the given weights; kernel transforms are on where the arrays have matrices."""
+        supernet = Supernet(space, kernel_transform=any(key.endswith("to3") for key in arrays))
+        state = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
+        missing, unknown = supernet.full.load_state_dict(state, strict=False)
+        missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+        if missing or unknown:
+            raise MismatchError(f"weights must fit {space.name} exactly, but these are missing {missing[:3]} and unknown {unknown[:3]}")
+        return supernet.eval()

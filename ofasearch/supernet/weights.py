@@ -1,0 +1,208 @@
+"""The one slicing rule, and the safetensors file of a supernet. No torch.
+
+A supernet's arrays are named `<slot>.<part>`, e.g. `s3.b1.expand.conv.weight`, `s3.b1.depth.bn.running_var`. The
+parts of a layer: `conv`, `bn` (kind "conv"); `expand.*`, `depth.*`, `se.reduce`, `se.expand`, `project.*` (kind
+"mbconv"); `linear` (kind "linear"). Kernel transforms are `<slot>.depth.7to5` and `.5to3`, (25, 25) and (9, 9);
+where they are absent, smaller kernels are plain centre crops.
+
+`slice_layer` only indexes, reshapes and multiplies, so the same code serves numpy arrays and torch tensors.
+
+Reference: once-for-all, section 3.3 and Appendix B (sorted channels are kept first; kernel transform matrices).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ofasearch.data import Preprocessing
+from ofasearch.errors import FormatError, MismatchError, NotFoundError
+from ofasearch.records import write_atomic
+from ofasearch.space.core import Blueprint, LayerSpec, Space
+from ofasearch.space.families import get_space
+
+A = TypeVar("A")
+Array = npt.NDArray[np.float32]
+BN_PARTS = ("weight", "bias", "running_mean", "running_var")
+FORMAT = "ofasearch-supernet-1"
+
+
+# -- slicing ---------------------------------------------------------------------------------------------------
+
+
+def slice_layer(weights: Mapping[str, A], spec: LayerSpec) -> dict[str, A]:
+    """The arrays of one concrete layer, named without their slot: views wherever the layer takes a prefix.
+
+    Raises MismatchError when the supernet has no such slot or fewer channels than the layer asks for.
+    """
+    get = _Slot(weights, spec.slot)
+    if spec.kind == "pool":
+        return {}
+    if spec.kind == "linear":
+        return {"linear.weight": get("linear.weight", spec.c_out, spec.c_in), "linear.bias": get("linear.bias", spec.c_out)}
+    if spec.kind == "conv":
+        cut = {"conv.weight": get("conv.weight", spec.c_out, spec.c_in)}
+        return {**cut, **get.norm("bn", spec.c_out)} if spec.norm else cut
+    parts: dict[str, A] = {}
+    if spec.c_mid != spec.c_in:
+        parts["expand.conv.weight"] = get("expand.conv.weight", spec.c_mid, spec.c_in)
+        parts |= get.norm("expand.bn", spec.c_mid)
+    parts["depth.conv.weight"] = get.kernel(spec)
+    parts |= get.norm("depth.bn", spec.c_mid)
+    if spec.c_se:
+        parts["se.reduce.weight"] = get("se.reduce.weight", spec.c_se, spec.c_mid)
+        parts["se.reduce.bias"] = get("se.reduce.bias", spec.c_se)
+        parts["se.expand.weight"] = get("se.expand.weight", spec.c_mid, spec.c_se)
+        parts["se.expand.bias"] = get("se.expand.bias", spec.c_mid)
+    parts["project.conv.weight"] = get("project.conv.weight", spec.c_out, spec.c_mid)
+    return parts | get.norm("project.bn", spec.c_out)
+
+
+class _Slot:
+    """Cuts prefixes out of one slot's arrays; the sizes asked for must be there."""
+
+    def __init__(self, weights: Mapping[str, Any], slot: str):
+        self._weights, self._slot = weights, slot
+
+    def __call__(self, name: str, *sizes: int) -> Any:
+        array = self._full(name)
+        if any(have < want for have, want in zip(array.shape, sizes, strict=False)):
+            raise MismatchError(f"{self._slot}.{name} must have at least {sizes} channels for this subnet, but has {tuple(array.shape)}")
+        return array[tuple(slice(size) for size in sizes)]
+
+    def norm(self, name: str, channels: int) -> dict[str, Any]:
+        return {f"{name}.{part}": self(f"{name}.{part}", channels) for part in BN_PARTS}
+
+    def kernel(self, spec: LayerSpec) -> Any:
+        """The depthwise filter (c_mid, 1, k, k): transformed step by step where matrices exist, else cropped."""
+        filters = self("depth.conv.weight", spec.c_mid)
+        size = filters.shape[-1]
+        if size < spec.kernel:
+            raise MismatchError(f"{self._slot} must hold kernels of at least {spec.kernel}, but its largest is {size}")
+        while size > spec.kernel:
+            smaller = size - 2
+            filters = filters[:, :, 1 : 1 + smaller, 1 : 1 + smaller]
+            matrix = self._weights.get(f"{self._slot}.depth.{size}to{smaller}")
+            if matrix is not None:
+                filters = (filters.reshape(spec.c_mid, 1, -1) @ matrix.T).reshape(spec.c_mid, 1, smaller, smaller)
+            size = smaller
+        return filters
+
+    def _full(self, name: str) -> Any:
+        key = f"{self._slot}.{name}"
+        if key not in self._weights:
+            raise MismatchError(f"the supernet must hold '{key}' for this subnet, but it has no such weights")
+        return self._weights[key]
+
+
+def slice_network(weights: Mapping[str, A], blueprint: Blueprint) -> dict[str, A]:
+    """The arrays of one network, keyed `<slot>.<part>`."""
+    return {f"{spec.slot}.{name}": array for spec in blueprint for name, array in slice_layer(weights, spec).items()}
+
+
+def norm_names(spec: LayerSpec) -> tuple[tuple[str, int], ...]:
+    """The batch norms of a layer in order of computation: (name inside the layer, channels)."""
+    if spec.kind == "conv":
+        return (("bn", spec.c_out),) if spec.norm else ()
+    if spec.kind != "mbconv":
+        return ()
+    expand = (("expand.bn", spec.c_mid),) if spec.c_mid != spec.c_in else ()
+    return (*expand, ("depth.bn", spec.c_mid), ("project.bn", spec.c_out))
+
+
+def statistics_names(blueprint: Iterable[LayerSpec]) -> tuple[tuple[str, int], ...]:
+    """Keys and lengths of all running means and variances of these layers, in a fixed order."""
+    return tuple(
+        (f"{spec.slot}.{name}.{part}", channels)
+        for spec in blueprint
+        for name, channels in norm_names(spec)
+        for part in ("running_mean", "running_var")
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A supernet's arrays, the space they were trained on, and what its file says of itself."""
+
+    arrays: dict[str, Array]
+    space: Space
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over names, shapes and bytes of all arrays; statistics, scores and predictors are tied to it."""
+        return digest(self.arrays)
+
+
+def digest(arrays: Mapping[str, Array]) -> str:
+    """sha256 (hex) of named arrays, independent of their order."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name}{arrays[name].shape}{arrays[name].dtype}".encode())
+        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.hexdigest()
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write one safetensors file, atomically."""
+    card = {
+        "format": FORMAT,
+        "space": weights.space.name,
+        "classes": weights.space.classes,
+        "resolutions": list(weights.space.resolutions),
+        "preprocessing": weights.preprocessing.to_json(),
+        "class_names": list(weights.class_names),
+        "training": weights.training,
+    }
+    write_atomic(path, save(weights.arrays, metadata={"ofasearch": json.dumps(card)}))
+
+
+def read_safetensors(path: Path, format_name: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays and the JSON card of one of our safetensors files.
+
+    Raises NotFoundError, FormatError (damaged, foreign, or of another format).
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing file, but there is none")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        card = json.loads(metadata.get("ofasearch", "null"))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise FormatError(f"{path} must be a safetensors file written by ofasearch, but it cannot be read: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != format_name:
+        raise FormatError(f"{path} must be of format {format_name}, but it is a safetensors file of another kind")
+    return arrays, card
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a supernet file and check every array against the space it names.
+
+    Raises NotFoundError, FormatError, MismatchError.
+    """
+    arrays, card = read_safetensors(path, FORMAT)
+    try:
+        space = get_space(card["space"], classes=int(card["classes"])).with_resolutions([int(r) for r in card["resolutions"]])
+        names = tuple(str(c) for c in card["class_names"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} must name space, classes and resolutions, but its card lacks them: {error}") from error
+    for key, array in slice_network(arrays, space.blueprint(space.largest())).items():
+        if not np.isfinite(array).all():
+            raise FormatError(f"{path} must hold finite weights, but '{key}' has NaN or infinity")
+    return Weights(arrays, space, Preprocessing.from_json(card["preprocessing"]), names, dict(card.get("training", {})), path.stem)

@@ -1,0 +1,1 @@
+"""Training supernets: what to train at a step, and how."""

@@ -1,0 +1,103 @@
+"""Names to loaded objects: the only file with paths of what is shipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ofasearch.errors import FormatError, NotFoundError
+from ofasearch.evaluate.members import Members, load_members
+from ofasearch.latency.roofline import DEVICES, estimated_table
+from ofasearch.latency.table import LatencyTable, load_ofa_yaml, load_table
+from ofasearch.predictor import Predictor, load_predictor
+from ofasearch.space.core import Space
+from ofasearch.supernet.weights import Weights, load_weights
+
+DEFAULT_SUPERNET = "cifar10-compofa"
+WEIGHTS_FILE, MEMBERS_FILE = "supernet.safetensors", "members.safetensors"
+
+
+def _shipped(room: str) -> Path:
+    """The folder of shipped files: inside the installed package, or at the root of a checkout."""
+    installed = Path(__file__).parent / "_shipped" / room
+    return installed if installed.is_dir() else Path(__file__).parent.parent / room
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedSupernet:
+    """Weights of a supernet, and its measured members where it comes with them."""
+
+    name: str
+    weights: Weights
+    members: Members | None
+
+
+def supernet_names() -> tuple[str, ...]:
+    """Shipped supernets."""
+    return tuple(sorted(path.parent.name for path in _shipped("supernets").glob(f"*/{WEIGHTS_FILE}")))
+
+
+def load_supernet(name: str) -> TrainedSupernet:
+    """A shipped supernet by name, or one by path: its file or the folder of a training run.
+
+    Raises NotFoundError, FormatError, MismatchError.
+    """
+    if name in supernet_names():
+        folder = _shipped("supernets") / name
+    elif Path(name).is_dir():
+        folder = Path(name)
+    elif Path(name).is_file():
+        if Path(name).suffix != ".safetensors":
+            raise FormatError(f"supernet {name} must be a .safetensors file of ofasearch, but is another kind of file")
+        return _load(Path(name).stem, Path(name), Path(name).with_name(MEMBERS_FILE))
+    else:
+        raise NotFoundError(f"supernet must be one of {', '.join(supernet_names())} or an existing file, but got '{name}'")
+    return _load(folder.resolve().name, folder / WEIGHTS_FILE, folder / MEMBERS_FILE)
+
+
+def _load(name: str, weights_file: Path, members_file: Path) -> TrainedSupernet:
+    weights = load_weights(weights_file)
+    members = load_members(members_file, weights.space, weights.digest) if members_file.is_file() else None
+    return TrainedSupernet(name, weights, members)
+
+
+def predictor_names() -> tuple[str, ...]:
+    """Shipped predictors."""
+    return tuple(sorted(path.stem for path in _shipped("predictors").glob("*.safetensors")))
+
+
+def get_predictor(name: str) -> Predictor:
+    """A shipped predictor by name, or one by path.
+
+    Raises NotFoundError, FormatError.
+    """
+    if name in predictor_names():
+        return load_predictor(_shipped("predictors") / f"{name}.safetensors")
+    if not Path(name).is_file():
+        raise NotFoundError(f"predictor must be one of {', '.join(predictor_names())} or an existing file, but got '{name}'")
+    return load_predictor(Path(name))
+
+
+def table_names() -> tuple[str, ...]:
+    """Shipped latency tables and the cards that can be estimated."""
+    return tuple(sorted({path.stem for path in _shipped("latency_tables").glob("*.csv")} | set(DEVICES)))
+
+
+def get_table(name: str, space: Space, *, batch: int = 1) -> LatencyTable:
+    """A latency table by name, by CSV file, or a folder of once-for-all YAML tables; a known card is estimated.
+
+    A measured table outranks an estimate of the same name. Raises NotFoundError, FormatError.
+    """
+    shipped = _shipped("latency_tables") / f"{name}.csv"
+    if shipped.is_file():
+        return load_table(shipped)
+    if name in DEVICES:
+        return estimated_table(space, DEVICES[name], batch=batch)
+    path = Path(name)
+    if path.is_dir():
+        return load_ofa_yaml(path)
+    if path.is_file():
+        return load_table(path)
+    raise NotFoundError(
+        f"target must be cpu, one of {', '.join(table_names())}, a table file or a folder of once-for-all YAML tables, but got '{name}'"
+    )

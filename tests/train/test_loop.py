@@ -1,0 +1,458 @@
+"""How a step is trained: its gradient, its learning rate, and runs that survive a kill to the bit."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ofasearch.data import DataSet, ImageSet, Preprocessing, load_data
+from ofasearch.errors import MismatchError, NotFoundError, TrainingError, UsageError
+from ofasearch.evaluate.score import predictions, recalibrate_bn, top1
+from ofasearch.jobs import train as job
+from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.weights import load_weights
+from ofasearch.train.loop import TrainConfig, Trainer
+from ofasearch.train.strategies import DepS
+
+PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=8)
+PLAIN = TrainConfig(epochs=2, batch_size=12, warmup_epochs=0, weight_decay=0.0, crop_padding=0, flip=False)
+WITH_OTHERS = DepS(warmup_share=0.0, subnets=3, epsilon=0.3, ramp_share=1.0)
+FULL_ALONE = DepS(warmup_share=1.0)
+
+
+@dataclass
+class Recorded:
+    """A strategy that remembers its plans."""
+
+    inner: DepS = WITH_OTHERS
+    plans: list = field(default_factory=list)
+
+    def plan(self, space, step, steps, rng):
+        self.plans.append(self.inner.plan(space, step, steps, rng))
+        return self.plans[-1]
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return ImageSet(rng.integers(0, 256, (12, 8, 8, 3)).astype(np.uint8), rng.integers(0, 3, 12))
+
+
+def trainer_of(space, images, config=PLAIN, strategy=FULL_ALONE):
+    return Trainer(Supernet(space), strategy, config, images, PREPROCESSING)
+
+
+def gradients(supernet, loss):
+    found = torch.autograd.grad(loss, list(supernet.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(supernet.parameters(), found, strict=True)]
+
+
+# -- a step ----------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_step_is_that_of_equation_4(tiny_space, images):
+    strategy = Recorded()
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, label_smoothing=0.1), strategy)
+    report = next(trainer.run())
+    full, *others = strategy.plans[0].passes
+    assert (len(others), report.passes, report.images) == (2, 3, 12)
+
+    twin = Supernet(tiny_space).train()
+    x, y = torch.from_numpy(PREPROCESSING.apply(images.images)), torch.from_numpy(images.labels)
+    logits = twin(x, tiny_space.blueprint(np.array(full.codes)))
+    wanted = torch.full((12, 3), 0.1 / 3).scatter_(1, y[:, None], 0.9 + 0.1 / 3)
+    loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
+    soft = logits.detach().softmax(1)
+    expected = gradients(twin, loss)
+    for other in others:
+        of_other = -(soft * twin(x, tiny_space.blueprint(np.array(other.codes))).log_softmax(1)).sum(1).mean()
+        expected = [total + 0.3 * g for total, g in zip(expected, gradients(twin, of_other), strict=True)]
+    found = dict(trainer.supernet.named_parameters())
+    assert sum(g.abs().sum() for g in expected) > 1
+    for (name, _), gradient in zip(twin.named_parameters(), expected, strict=True):
+        ours = found[name].grad if found[name].grad is not None else torch.zeros_like(gradient)
+        assert torch.allclose(ours, gradient, rtol=1e-3, atol=1e-5), name
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_gradients_do_not_pile_up_over_steps(tiny_space, images):
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=3, lr=1e-12))  # the weights stay, so gradients repeat
+    run = trainer.run()
+    next(run)
+    first = [p.grad.clone() for p in trainer.supernet.parameters() if p.grad is not None]
+    next(run)
+    second = [p.grad for p in trainer.supernet.parameters() if p.grad is not None]
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(first, second, strict=True))
+
+
+def test_weight_decay_spares_norms_and_biases(tiny_space, images):
+    decay, config = 0.5, replace(PLAIN, lr=0.01)
+    before = {k: t.clone() for k, t in Supernet(tiny_space).tensors().items()}
+    after = []
+    for weight_decay in (0.0, decay):
+        trainer = trainer_of(tiny_space, images, replace(config, weight_decay=weight_decay))
+        next(trainer.run())
+        after.append(trainer.supernet.tensors())
+    decayed = 0
+    for key, parameter in trainer.supernet.full.named_parameters():
+        if parameter.grad is None:
+            continue
+        shrunk = after[1][key] - after[0][key]
+        if "bn." in key or key.endswith("bias"):
+            assert (shrunk == 0).all(), key
+        else:
+            decayed += 1
+            assert torch.allclose(shrunk, -0.01 * 1.9 * decay * before[key], atol=1e-5), key  # Nesterov: 1 + momentum
+    assert decayed > 8
+
+
+def test_training_lowers_the_loss(tiny_space, images):
+    losses = [report.loss for report in trainer_of(tiny_space, images, replace(PLAIN, epochs=30, lr=0.05)).run()]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_reports_count_steps_and_epochs(tiny_space, images):
+    config = replace(PLAIN, epochs=2, batch_size=5)  # two batches an epoch; the last two images are left out
+    reports = list(trainer_of(tiny_space, images, config).run())
+    assert [(r.step, r.steps, r.epoch, r.images) for r in reports] == [(1, 4, 1, 5), (2, 4, 1, 5), (3, 4, 2, 5), (4, 4, 2, 5)]
+
+
+def test_every_step_draws_anew(tiny_space, images):
+    strategy = Recorded()
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=4, batch_size=3, crop_padding=1), strategy)
+    seen, augment = [], trainer._augment
+
+    def remember(chosen, rng):
+        seen.append((chosen.tolist(), rng.bit_generator.state["state"]["state"]))
+        return augment(chosen, rng)
+
+    trainer._augment = remember
+    assert len(list(trainer.run())) == 16
+    epochs = np.array([chosen for chosen, _ in seen]).reshape(4, 12)
+    assert (np.sort(epochs) == np.arange(12)).all()  # every image once an epoch
+    assert len(np.unique(epochs, axis=0)) == 4
+    assert len({state for _, state in seen}) == 16
+    assert len({tuple(p.codes for p in plan.passes) for plan in strategy.plans}) == 16
+
+
+def test_augmented_images_are_crops_of_the_padded_ones(tiny_space, images):
+    config = replace(PLAIN, crop_padding=2, flip=True)
+    trainer = trainer_of(tiny_space, images, config)
+    found = trainer._augment(torch.arange(12), np.random.default_rng(3))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    padded = np.pad(images.images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    flipped = set()
+    for n in range(12):
+        crops = {
+            (flip, top, left): PREPROCESSING.apply(padded[n : n + 1, top : top + 8, left : left + 8][:, :, ::flip])[0]
+            for flip in (1, -1)
+            for top in range(5)
+            for left in range(5)
+        }
+        hits = [key for key, crop in crops.items() if np.array_equal(crop, found[n].numpy())]
+        assert len(hits) == 1
+        flipped.add(hits[0][0])
+    assert flipped == {1, -1}
+
+
+# -- the learning rate -----------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_linearly_and_falls_by_a_cosine(tiny_space, images):
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=10, batch_size=2, warmup_epochs=2, lr=0.4))
+    rates = np.array([trainer.lr_at(step) for step in range(60)])
+    assert np.allclose(rates[:12], 0.4 * np.arange(1, 13) / 12)
+    assert np.allclose(rates[12:], 0.2 * (1 + np.cos(np.pi * np.arange(48) / 48)))
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.1, 0.25, 0.5, 1.25])
+def test_the_learning_rate_never_exceeds_its_peak(tiny_space, images, warmup_epochs):
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=4, batch_size=4, warmup_epochs=warmup_epochs, lr=0.4))
+    assert max(trainer.lr_at(step) for step in range(trainer.steps)) <= 0.4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"warmup_epochs": 2}, {"warmup_epochs": -1}],
+    ids=str,
+)
+def test_an_impossible_recipe_is_refused(wrong):
+    with pytest.raises(UsageError, match="training needs at least 1 epoch, a batch of 2, a positive learning rate"):
+        replace(PLAIN, **wrong)
+
+
+def test_no_momentum_is_refused_because_nesterov_needs_one(tiny_space, images):
+    with pytest.raises(UsageError, match="momentum"):
+        trainer_of(tiny_space, images, replace(PLAIN, momentum=0.0))
+
+
+def test_too_few_images_are_refused(tiny_space, images):
+    with pytest.raises(UsageError, match="training images must fill at least one batch of 13, but there are 12"):
+        trainer_of(tiny_space, images, replace(PLAIN, batch_size=13))
+
+
+# -- losses that are not finite --------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_step_and_network(tiny_space, images):
+    trainer = trainer_of(tiny_space, images)
+    run = trainer.run()
+    next(run)
+    with torch.no_grad():
+        trainer.supernet.tensors()["stem.conv.weight"].fill_(torch.nan)
+    full = tiny_space.arch(tiny_space.largest())
+    with pytest.raises(TrainingError, match=f"the loss must stay finite, but is nan at step 1 for {full}; lower the learning rate"):
+        next(run)
+
+
+def test_the_subnet_whose_loss_is_not_finite_is_the_one_named(tiny_space, images):
+    strategy = Recorded()
+    trainer = trainer_of(tiny_space, images, strategy=strategy)
+    with torch.no_grad():
+        trainer.supernet.tensors()["s1.b1.depth.5to3"].fill_(torch.nan)  # the full model has kernel 5 and never sees it
+    with pytest.raises(TrainingError, match="the loss must stay finite") as caught:
+        list(trainer.run())
+    guilty = next(p.codes for p in strategy.plans[-1].passes if tiny_space.settings(np.array([p.codes])).ks[0, 0] == 3)
+    assert f"for {tiny_space.arch(np.array(guilty))};" in str(caught.value)
+
+
+# -- state -----------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_trainer_continues_to_the_bit(tiny_space, images, one_thread):
+    config = replace(PLAIN, epochs=3, batch_size=5, crop_padding=2, flip=True, weight_decay=1e-3)
+    unbroken, broken, fresh = (trainer_of(tiny_space, images, config, WITH_OTHERS) for _ in range(3))
+    expected = list(unbroken.run())
+    run = broken.run()
+    before = [next(run) for _ in range(3)]
+    fresh.restore(broken.state())
+    assert before + list(fresh.run()) == expected
+    assert all(torch.equal(t, fresh.supernet.tensors()[k]) for k, t in unbroken.supernet.tensors().items())
+
+
+def test_seeds_decide_everything(tiny_space, images, one_thread):
+    config = replace(PLAIN, batch_size=5, crop_padding=2, flip=True)
+    losses = [[r.loss for r in trainer_of(tiny_space, images, replace(config, seed=seed)).run()] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "step"])
+@pytest.mark.parametrize("value", [None, {}, "x"], ids=repr)
+def test_a_state_that_does_not_fit_is_refused(tiny_space, images, part, value):
+    trainer = trainer_of(tiny_space, images)
+    with pytest.raises(TrainingError, match="the checkpoint must come from the same run, but it does not fit"):
+        trainer.restore({**trainer.state(), part: value})
+
+
+# -- whole runs ------------------------------------------------------------------------------------------------
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.5, lr=0.02)
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    full = load_data("digits")
+    sizes = {"train": 32, "calibration": 16, "validation": 16, "test": 16}
+    return DataSet("digits", full.class_names, {split: full[split].take(np.arange(n)) for split, n in sizes.items()})
+
+
+@pytest.fixture
+def quick(few_digits, monkeypatch, one_thread):
+    """Runs on 32 digits that save after every step."""
+    monkeypatch.setattr(job, "load_data", lambda source: few_digits)
+    monkeypatch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
+    return monkeypatch
+
+
+def request(out, **changes):
+    fields = {"space": "compofa-mbv3-cifar", "data": "digits", "out": out, "config": CONFIG, **changes}
+    return job.TrainRequest(**fields)
+
+
+def kill_after(steps, wanted):
+    run = job.train(wanted)
+    done = [next(run) for _ in range(steps)]
+    run.close()
+    assert done[-1].report.step == steps
+
+
+def finish(wanted):
+    *_, result = job.train(wanted)
+    return result
+
+
+@pytest.fixture(scope="module")
+def unbroken(few_digits, tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "load_data", lambda source: few_digits)
+        *progress, result = job.train(request(out))
+    torch.set_num_threads(threads)
+    return out, progress, result
+
+
+def log_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_with_a_supernet_and_its_card(unbroken):
+    out, progress, result = unbroken
+    assert [p.report.step for p in progress] == list(range(1, STEPS + 1))
+    weights = load_weights(result.supernet)
+    assert result.supernet == out / "supernet.safetensors"
+    assert result.digest == weights.digest
+    assert (weights.space.name, weights.space.resolutions, weights.space.classes) == ("compofa-mbv3-cifar", (32,), 10)
+    assert weights.class_names == tuple("0123456789")
+    assert weights.training["config"]["epochs"] == 2
+    assert weights.training["options"]["warmup_share"] == 0.5
+    assert weights.training["validation_top1"] == result.top1
+    assert weights.training["splits"] == {"train": 32, "calibration": 16, "validation": 16, "test": 16}
+    assert set(result.top1) == {"largest", "middle", "smallest"}
+    assert all(0 <= score <= 1 for score in result.top1.values())
+
+
+def test_a_run_logs_each_epoch_once(unbroken):
+    out, progress, result = unbroken
+    lines = log_of(out)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 8)]
+    assert lines[0]["loss"] == pytest.approx(np.mean([p.report.loss for p in progress[:4]]))
+    assert lines[1]["validation_top1"] == result.top1
+
+
+def test_the_scores_are_of_recalibrated_networks(unbroken, few_digits):
+    _, _, result = unbroken
+    weights = load_weights(result.supernet)
+    supernet = Supernet.from_arrays(weights.space, weights.arrays)
+    validation, inputs = few_digits["validation"], torch.from_numpy(weights.preprocessing.apply(few_digits["calibration"].images))
+    for name, codes in job.landmarks(weights.space).items():
+        network = supernet.extract(codes)
+        recalibrate_bn(network, [inputs])
+        assert result.top1[name] == top1(predictions(network, validation.images, weights.preprocessing), validation.labels)
+
+
+@pytest.mark.parametrize("killed", [1, 3, 4, 6])
+def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(unbroken, quick, tmp_path, killed):
+    kill_after(killed, request(tmp_path / "run"))
+    result = finish(request(tmp_path / "run", resume=True))
+    assert result.digest == unbroken[2].digest
+    assert result.top1 == unbroken[2].top1
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(unbroken, quick, tmp_path):
+    quick.setattr(job, "CHECKPOINT_SECONDS", 1e9)
+    kill_after(2, request(tmp_path / "run"))
+    assert finish(request(tmp_path / "run", resume=True)).digest == unbroken[2].digest
+
+
+def test_a_resumed_run_logs_the_loss_of_whole_epochs(unbroken, quick, tmp_path):
+    kill_after(3, request(tmp_path / "run"))
+    finish(request(tmp_path / "run", resume=True))
+    assert [line["loss"] for line in log_of(tmp_path / "run")] == pytest.approx([line["loss"] for line in log_of(unbroken[0])])
+
+
+def test_a_run_resumed_from_an_old_checkpoint_logs_each_epoch_once(quick, tmp_path):
+    run = job.train(request(tmp_path / "run"))
+    next(run)
+    quick.setattr(job, "CHECKPOINT_SECONDS", 1e9)  # so that the checkpoint of step 1 is the last before the kill
+    for _ in range(4):
+        next(run)
+    run.close()
+    finish(request(tmp_path / "run", resume=True))
+    assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_result(unbroken, quick, tmp_path):
+    first = finish(request(tmp_path / "run"))
+    again = finish(request(tmp_path / "run", resume=True))
+    assert (again.digest, again.top1) == (first.digest, first.top1)
+    assert load_weights(again.supernet).training["validation_top1"] == first.top1
+
+
+def test_a_run_folder_is_not_overwritten(quick, tmp_path):
+    kill_after(1, request(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"run must be a new folder, but holds a run; add --resume to continue it"):
+        next(job.train(request(tmp_path / "run")))
+
+
+def test_a_resumed_run_must_keep_its_settings(quick, tmp_path):
+    kill_after(1, request(tmp_path / "run"))
+    changed = request(tmp_path / "run", config=replace(CONFIG, lr=0.5, seed=3), options={"subnets": 3}, resume=True)
+    with pytest.raises(MismatchError, match="a resumed run must keep its settings, but options, lr, seed changed; start a new folder"):
+        next(job.train(changed))
+
+
+def pickled_list(_):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda good: b"", lambda good: good[: len(good) // 2], lambda good: b"x" * 1000, pickled_list],
+    ids=["empty", "cut", "noise", "no mapping"],
+)
+def test_a_damaged_checkpoint_is_named(quick, tmp_path, spoil):
+    kill_after(1, request(tmp_path / "run"))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.write_bytes(spoil(checkpoint.read_bytes()))
+    with pytest.raises(TrainingError, match=r"checkpoint.pt must be a checkpoint of ofasearch train, but it cannot be read"):
+        next(job.train(request(tmp_path / "run", resume=True)))
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "step", "seconds"])
+def test_a_checkpoint_without_a_part_is_refused(quick, tmp_path, part):
+    kill_after(1, request(tmp_path / "run"))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    state = job.load_checkpoint(checkpoint)
+    del state[part]
+    torch.save(state, checkpoint)
+    with pytest.raises(TrainingError, match="checkpoint must"):
+        next(job.train(request(tmp_path / "run", resume=True)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"strategy": "sandwich"}, UsageError, "strategy must be one of deps, but got 'sandwich'"),
+        ({"options": {"subnet": 3}}, UsageError, "subnet"),
+        ({"options": {"subnets": "3"}}, UsageError, "subnets"),
+        ({"options": {"epsilon": 2}}, UsageError, "deps needs shares"),
+        ({"space": "ofa-mbv4"}, NotFoundError, "space must be one of"),
+    ],
+    ids=["strategy", "option", "option type", "option value", "space"],
+)
+def test_bad_requests_are_refused_in_a_sentence(quick, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        next(job.train(request(tmp_path / "run", **changes)))
+
+
+def test_landmarks_are_networks_of_falling_size(few_digits):
+    from ofasearch.space.costs import macs_of
+    from ofasearch.space.families import DESIGNS, get_space
+
+    for name in DESIGNS:
+        space = get_space(name)
+        codes = np.array(list(job.landmarks(space).values()))
+        space.validate(codes)
+        largest, middle, smallest = macs_of(space)(codes)
+        assert largest > middle > smallest
+        assert len(set(codes[:, 0])) == 1
+
+
+def test_label_smoothing_is_that_of_the_recipe(tiny_space, images):
+    smooth, hard = (next(trainer_of(tiny_space, images, replace(PLAIN, label_smoothing=s)).run()).loss for s in (0.2, 0.0))
+    supernet = Supernet(tiny_space).train()
+    logits = supernet(torch.from_numpy(PREPROCESSING.apply(images.images)), tiny_space.blueprint(tiny_space.largest()))
+    uniform = float(-logits.log_softmax(1).mean().detach())
+    assert smooth == pytest.approx(0.8 * hard + 0.2 * uniform, rel=1e-4)
+    assert hard == pytest.approx(float(F.cross_entropy(logits, torch.from_numpy(images.labels)).detach()), rel=1e-4)
