@@ -44,7 +44,7 @@ class Unseen:
     def take(self, codes: Codes, limit: int) -> Codes:
         """The first `limit` rows of `codes` that were never taken before, marked as taken."""
         small = np.ascontiguousarray(codes.astype(np.int16))
-        kept = []
+        kept: list[int] = []
         for index, row in enumerate(small):
             if len(kept) >= limit:
                 break

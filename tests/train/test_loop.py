@@ -180,7 +180,7 @@ def test_the_learning_rate_never_exceeds_its_peak(tiny_space, images, warmup_epo
     ids=str,
 )
 def test_an_impossible_recipe_is_refused(wrong):
-    with pytest.raises(UsageError, match="training needs at least 1 epoch, a batch of 2, a positive learning rate"):
+    with pytest.raises(UsageError, match="training needs at least 1 epoch, a batch of 2, a positive rate"):
         replace(PLAIN, **wrong)
 
 
