@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from ofasearch.errors import FormatError, MismatchError, NotFoundError, UsageErr
 from ofasearch.records import write_atomic
 from ofasearch.space.core import Codes, Settings, Space, Values
 from ofasearch.supernet.weights import read_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Matrix = npt.NDArray[np.float32]
 FORMAT = "ofasearch-predictor-1"
@@ -304,20 +307,33 @@ def fit(encoder: Encoder, pairs: Pairs, space: str, config: FitConfig, supernet_
         sizes = (encoder.dims, HIDDEN, HIDDEN, HIDDEN)
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         model = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads fight over products this small, above all on a busy machine
+    try:
+        _descend(model, x, y, config)
+    finally:
+        torch.set_num_threads(threads)
+    linear = [m for m in model if isinstance(m, nn.Linear)]
+    weights = [np.ascontiguousarray(m.weight.detach().numpy().T) for m in linear]
+    biases = [m.bias.detach().numpy().copy() for m in linear]
+    weights[-1], biases[-1] = weights[-1] * np.float32(scale), biases[-1] * np.float32(scale)
+    return Predictor(encoder, tuple(weights), tuple(biases), offset, space, supernet_digest)
+
+
+def _descend(model: nn.Sequential, x: Tensor, y: Tensor, config: FitConfig) -> None:
+    """Minimise the squared error of model(x), (n, f) -> (n, 1), against y (n, 1), in place."""
+    import torch
+    from torch.nn.functional import mse_loss
+
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.steps):
         chosen = torch.randint(len(x), (min(config.batch_size, len(x)),), generator=generator)
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
+        mse_loss(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    linear = [m for m in model if isinstance(m, nn.Linear)]
-    weights = [np.ascontiguousarray(m.weight.detach().numpy().T) for m in linear]
-    biases = [m.bias.detach().numpy().copy() for m in linear]
-    weights[-1], biases[-1] = weights[-1] * np.float32(scale), biases[-1] * np.float32(scale)
-    return Predictor(encoder, tuple(weights), tuple(biases), offset, space, supernet_digest)
 
 
 def check(predictor: Predictor, pairs: Pairs) -> FitError:

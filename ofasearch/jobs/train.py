@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -122,6 +124,7 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
             report=report, images_per_second=speed * report.images, eta_seconds=(report.steps - report.step) / speed, top1=scores
         )
     seconds = before + time.perf_counter() - started
+    scores = scores or score_landmarks(supernet, data, preprocessing)  # a finished run that was resumed
     record = provenance(
         strategy=request.strategy,
         options=asdict(strategy),
@@ -154,7 +157,22 @@ def _open_run(request: TrainRequest, trainer: Trainer) -> float:
         raise MismatchError(f"a resumed run must keep its settings, but {', '.join(changed)} changed; start a new folder instead")
     state = load_checkpoint(checkpoint)
     trainer.restore(state)
+    _forget_lines_after(request.out / "log.jsonl", trainer.step)
     return float(state["seconds"])
+
+
+def _forget_lines_after(log: Path, step: int) -> None:
+    """Drop log lines of steps that the checkpoint does not hold: they are about to be done and logged again."""
+    if log.exists():
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_atomic(log, "".join(f"{line}\n" for line in lines))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # torn by a kill
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ofasearch.errors import InfeasibleError, UsageError
+from ofasearch.errors import UsageError
 from ofasearch.search.operators import Unseen, cross, fill, initial, mutate, unit_index
 from ofasearch.search.problem import Generation, Problem
 from ofasearch.search.refine import refine
@@ -115,8 +115,7 @@ def enumerate_exactly(problem: Problem, keep: int = 20) -> Iterator[Generation]:
     codes = problem.space.enumerate()
     codes = codes[problem.feasible(codes)]
     if not len(codes):
-        names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in problem.budgets)
-        raise InfeasibleError(f"some network must keep all budgets together, but none does for {names}; relax one of them")
+        raise problem.contradiction()
     objective: Values = problem.objective(codes)
     order = np.argsort(objective, kind="stable")[:keep]
     yield Generation(0, codes[order], objective[order], len(codes))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ofasearch.errors import InfeasibleError
 from ofasearch.search.problem import Problem
 from ofasearch.space.core import Codes, Space
 
@@ -74,7 +73,7 @@ def initial(problem: Problem, n: int, unseen: Unseen, rng: np.random.Generator) 
     """Up to n distinct feasible networks to start from.
 
     Uniform ones where the budget leaves enough of them; else the cheapest network under each budget and mutants of
-    it. Raises InfeasibleError when not one is found, which can only happen to budgets that contradict each other.
+    it. Raises InfeasibleError when not one is found although each budget is possible alone.
     """
     space = problem.space
     found = fill(problem, n, unseen, lambda size: space.sample(size, rng))
@@ -82,8 +81,7 @@ def initial(problem: Problem, n: int, unseen: Unseen, rng: np.random.Generator) 
         cheapest = np.stack([space.smallest(), *(b.cost.bounds().lowest_codes for b in problem.budgets)])
         seeds = np.concatenate([found, unseen.take(cheapest[problem.feasible(cheapest)], n - len(found))])
         if not len(seeds):
-            names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in problem.budgets)
-            raise InfeasibleError(f"some network must keep all budgets together, but none was found for {names}; relax one of them")
+            raise problem.contradiction()
         units = unit_index(space)
         near = fill(
             problem, n - len(seeds), unseen, lambda size: mutate(space, units, seeds[rng.integers(len(seeds), size=size)], 0.1, rng)

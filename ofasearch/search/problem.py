@@ -62,6 +62,11 @@ class Problem:
             found.append((budget, bounds))
         return found
 
+    def contradiction(self) -> InfeasibleError:
+        """The error for budgets that are possible one by one, but of which no network was found to keep all."""
+        names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in self.budgets)
+        return InfeasibleError(f"some network must keep all budgets together, but none was found for {names}; relax one of them")
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,16 +117,6 @@ def norm_names(spec: LayerSpec) -> tuple[tuple[str, int], ...]:
         return ()
     expand = (("expand.bn", spec.c_mid),) if spec.c_mid != spec.c_in else ()
     return (*expand, ("depth.bn", spec.c_mid), ("project.bn", spec.c_out))
-
-
-def statistics_names(blueprint: Iterable[LayerSpec]) -> tuple[tuple[str, int], ...]:
-    """Keys and lengths of all running means and variances of these layers, in a fixed order."""
-    return tuple(
-        (f"{spec.slot}.{name}.{part}", channels)
-        for spec in blueprint
-        for name, channels in norm_names(spec)
-        for part in ("running_mean", "running_var")
-    )
 
 
 # -- files -----------------------------------------------------------------------------------------------------
