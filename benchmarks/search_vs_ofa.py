@@ -332,6 +332,7 @@ def main() -> None:
         pyyaml=metadata.version("pyyaml"),
         cpu=machine(),
         threads=threads,
+        blas=[{"library": pool["internal_api"], "kernels": pool.get("architecture")} for pool in threadpool_info()],
         load_average={"before": load_before, "after": os.getloadavg()},
         inputs={path.name: file_digest(path) for path in inputs},
         settings={"population": POPULATION, "generations": options.generations, "seeds": options.seeds, "budgets_ms": options.budgets},

@@ -8,6 +8,8 @@ The jobs of the command line, from Python. Each takes the command's options as k
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,3 +26,14 @@ def __getattr__(name: str) -> Any:
 
         return getattr(face, name)
     raise AttributeError(f"module 'ofasearch' has no attribute '{name}'")
+
+
+class _Package(ModuleType):
+    """Two rooms, `train` and `evaluate`, bear the name of a job: importing one of them must not hide the job."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

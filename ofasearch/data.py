@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,9 +91,14 @@ class Preprocessing:
         """Inverse of `to_json`. Raises FormatError when a field is missing or of the wrong type."""
         try:
             mean, std = (tuple(float(v) for v in record[key]) for key in ("mean", "std"))
-            return Preprocessing(mean=mean, std=std, size=int(record["size"]))  # type: ignore[arg-type]
+            size = int(record["size"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"preprocessing must hold mean, std and size, but got {record!r}") from error
+        if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
+            raise FormatError(
+                f"preprocessing must hold mean, std and size, 3 finite means and positive deviations, but got {list(mean)} and {list(std)}"
+            )
+        return Preprocessing(mean=mean, std=std, size=size)
 
     def apply(self, images: Images) -> npt.NDArray[np.float32]:
         """Inputs (n, 3, H, W) of images (n, H, W, 3): a view with channels last in memory, as CPU kernels like it."""
@@ -180,9 +186,9 @@ def _stamp(paths: list[Path]) -> str:
 
 def _read_cache(path: Path) -> tuple[ImageSet, tuple[str, ...]] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return ImageSet(file["images"], file["labels"]), tuple(str(n) for n in file["names"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or damaged: decoded again
 
 
@@ -231,11 +237,14 @@ def _decode(data: bytes) -> Images:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > PIXEL_LIMIT:
-                raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has {image.width}x{image.height}")
-            return np.asarray(image.convert("RGB"))
+            if image.width * image.height <= PIXEL_LIMIT:
+                return np.asarray(image.convert("RGB"))
+            size = f"{image.width}x{image.height}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has more: {error}") from error
     except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError) as error:
         raise FormatError(f"images must be readable, but one is not: {error}") from error
+    raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has {size}")
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label_column: str) -> tuple[str, ...]:

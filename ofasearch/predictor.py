@@ -13,6 +13,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 
 from ofasearch.errors import FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.records import write_atomic
-from ofasearch.space.core import Codes, Settings, Space, Values
+from ofasearch.space.core import Settings, Space, Values
 from ofasearch.supernet.weights import read_safetensors
 
 if TYPE_CHECKING:
@@ -55,15 +56,16 @@ class Encoder:
 
         Raises MismatchError when a kernel, expand ratio or resolution is unknown to this encoder.
         """
-        n = len(settings.r)
         parts = []
         for name, values, known in (("ks", settings.ks, self.kernels), ("e", settings.e, self.expands)):
-            lookup = self._lookup(known)
-            if values.shape[1] != self.blocks or values.max(initial=0) >= len(lookup) or (lookup[values] < 0).any():
+            rows = _one_hot_rows(known)
+            valid = values.shape[1] == self.blocks and values.min(initial=0) >= 0 and values.max(initial=0) < len(rows)
+            hot = rows[values] if valid else rows[:1]
+            if not valid or np.isnan(hot[..., 0]).any():
                 raise MismatchError(
                     f"{name} must hold {self.blocks} values of {list(known)} (or 0) for this predictor; use one of the space"
                 )
-            parts.append(np.eye(len(known) + 1, dtype=np.float32)[lookup[values]][..., 1:].reshape(n, -1))
+            parts.append(hot.reshape(len(values), -1))
         resolution = settings.r[:, None] == np.array(self.resolutions)[None]
         if not resolution.any(axis=1).all():
             odd = settings.r[~resolution.any(axis=1)][0]
@@ -72,13 +74,14 @@ class Encoder:
             )
         return np.concatenate([*parts, resolution.astype(np.float32)], axis=1)
 
-    @staticmethod
-    def _lookup(known: tuple[int, ...]) -> Codes:
-        """Value -> position from 1, 0 for the 0 of a skipped block, -1 for anything else."""
-        table = np.full(max(known) + 1, -1, dtype=np.int64)
-        table[0] = 0
-        table[list(known)] = np.arange(1, len(known) + 1)
-        return table
+
+@cache
+def _one_hot_rows(known: tuple[int, ...]) -> Matrix:
+    """Row v is the one-hot code of the value v: zeros for the 0 of a skipped block, NaN for any other value."""
+    rows = np.full((max(known) + 1, len(known)), np.nan, dtype=np.float32)
+    rows[0] = 0
+    rows[list(known)] = np.eye(len(known), dtype=np.float32)
+    return rows
 
 
 def encoder_of(space: Space) -> Encoder:
@@ -191,9 +194,11 @@ def _line(error: Exception) -> str:
 
 
 def _checked(path: Path, predictor: Predictor) -> Predictor:
+    if not all(np.isfinite(array).all() for array in (*predictor.weights, *predictor.biases, np.array(predictor.offset))):
+        raise FormatError(f"{path} must hold finite numbers, but has NaN or infinity")
     width = predictor.encoder.dims
     for weight, bias in zip(predictor.weights, predictor.biases, strict=True):
-        if weight.ndim != 2 or weight.shape[0] != width or bias.shape != (weight.shape[1],) or not np.isfinite(weight).all():
+        if weight.ndim != 2 or weight.shape[0] != width or bias.shape != (weight.shape[1],):
             raise FormatError(f"{path} must hold layers that fit together, but one of shape {weight.shape} follows {width} features")
         width = weight.shape[1]
     if width != 1:
@@ -229,11 +234,13 @@ def read_pairs(paths: Sequence[Path], space: Space) -> Pairs:
     if not records:
         raise FormatError(f"{', '.join(map(str, paths))} must hold at least one measured network, but hold none")
     try:
-        columns = {name: np.array([r[name] for r in records], dtype=np.int64) for name in ("ks", "e", "d")}
-        resolutions = np.array([_first(r["r"]) for r in records], dtype=np.int64)
+        columns = {name: np.array([r[name] for r in records]).astype(np.int64, casting="safe") for name in ("ks", "e", "d")}
+        resolutions = np.array([int(_first(r["r"])) for r in records], dtype=np.int64)
         accuracy = np.array([float(r["top1"]) for r in records])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"every pair must have ks, e, d, r and top1 of equal lengths, but one does not: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise FormatError(
+            f"every pair must have whole numbers ks, e, d, r of equal lengths and a top1, but one does not: {error}"
+        ) from error
     accuracy = np.where(accuracy > 1, accuracy / 100, accuracy)
     if not ((accuracy >= 0) & (accuracy <= 1)).all():
         raise FormatError("every top1 must lie between 0 and 100 percent, but one does not")

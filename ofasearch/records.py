@@ -63,8 +63,10 @@ def append_line(path: Path, record: Any) -> None:
     """Append one JSON line; a line is small enough to reach the file whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with path.open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            torn = file.read(1) not in (b"", b"\n")  # by a kill: the new line must not be lost with it
+            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
     except OSError as error:
         raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
 

@@ -55,6 +55,13 @@ def load_supernet(name: str) -> TrainedSupernet:
     return _load(folder.resolve().name, folder / WEIGHTS_FILE, folder / MEMBERS_FILE)
 
 
+def supernet_folder(name: str) -> Path:
+    """The folder of a supernet that `load_supernet` takes."""
+    if name in supernet_names():
+        return _shipped("supernets") / name
+    return Path(name) if Path(name).is_dir() else Path(name).parent
+
+
 def _load(name: str, weights_file: Path, members_file: Path) -> TrainedSupernet:
     weights = load_weights(weights_file)
     members = load_members(members_file, weights.space, weights.digest) if members_file.is_file() else None
@@ -78,9 +85,14 @@ def get_predictor(name: str) -> Predictor:
     return load_predictor(Path(name))
 
 
+def shipped_tables() -> tuple[str, ...]:
+    """Latency tables that are shipped as files; they outrank estimates of the same name."""
+    return tuple(sorted(path.stem for path in _shipped("latency_tables").glob("*.csv")))
+
+
 def table_names() -> tuple[str, ...]:
     """Shipped latency tables and the cards that can be estimated."""
-    return tuple(sorted({path.stem for path in _shipped("latency_tables").glob("*.csv")} | set(DEVICES)))
+    return tuple(sorted({*shipped_tables(), *DEVICES}))
 
 
 def get_table(name: str, space: Space, *, batch: int = 1) -> LatencyTable:

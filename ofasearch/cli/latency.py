@@ -21,10 +21,8 @@ def list_tables(as_json: bool) -> None:
     from ofasearch import zoo
     from ofasearch.latency.roofline import DEVICES
 
-    rows = [
-        (name, "estimated" if name in DEVICES else "measured", DEVICES[name].source if name in DEVICES else "")
-        for name in zoo.table_names()
-    ]
+    files = zoo.shipped_tables()
+    rows = [(name, "measured", "") if name in files else (name, "estimated", DEVICES[name].source) for name in zoo.table_names()]
     if as_json:
         show.print_json({"tables": [{"name": n, "source": s, "origin": o} for n, s, o in rows]})
     else:

@@ -21,7 +21,7 @@ def predictor() -> None:
 @click.option("--pairs", type=click.Path(path_type=Path), multiple=True, help="Measured networks: JSON lines or DyNAS-T's CSV; repeatable.")
 @click.option("--supernet", help="Instead of --pairs: fit on half of this supernet's measured members.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The predictor file to write.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fit(*, space: str | None, pairs: tuple[Path, ...], supernet: str | None, out: Path, seed: int, as_json: bool) -> None:
     """Fit the 3-layer MLP and state its error on networks it did not see."""

@@ -21,7 +21,7 @@ from ofasearch.cli import show
 @click.option("--subnets", default=2, show_default=True, help="Networks per step once shrinking has begun, the full one included.")
 @click.option("--warmup-share", default=0.5, show_default=True, help="Share of the run that trains the full model alone.")
 @click.option("--evaluate-every", default=4, show_default=True, help="Epochs between validations of three networks; 0 for the end only.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit on CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")

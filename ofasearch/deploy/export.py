@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ofasearch.errors import ArchError, VerificationError
 from ofasearch.space.core import Act, Blueprint, LayerSpec
-from ofasearch.supernet.weights import BN_PARTS, Array
+from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes
 
 OPSET = 17
 IR_VERSION = 8  # what opset 17 came with; older runtimes read it too
@@ -143,32 +143,11 @@ def random_weights(blueprint: Blueprint, rng: np.random.Generator) -> dict[str, 
     """Weights of plausible size for a network or block that is only timed; no latency here depends on their values."""
     weights: dict[str, Array] = {}
     for index, spec in enumerate(blueprint):
-        for name, shape in _array_shapes(spec).items():
+        for name, shape in array_shapes(spec).items():
             fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
             array = rng.normal(0, fan_in**-0.5, shape) if len(shape) > 1 else np.zeros(shape)
             weights[f"{layer_key(spec, index)}.{name}"] = (array + (name.endswith(("bn.weight", "running_var")))).astype(np.float32)
     return weights
-
-
-def _array_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-    def conv(prefix: str, c_in: int, c_out: int, kernel: int = 1, groups: int = 1, norm: bool = True) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {f"{prefix}conv.weight": (c_out, c_in // groups, kernel, kernel)}
-        if norm:
-            shapes |= {f"{prefix}bn.{part}": (c_out,) for part in BN_PARTS}
-        return shapes
-
-    if spec.kind == "linear":
-        return {"linear.weight": (spec.c_out, spec.c_in), "linear.bias": (spec.c_out,)}
-    if spec.kind == "conv":
-        return conv("", spec.c_in, spec.c_out, spec.kernel, norm=spec.norm)
-    if spec.kind != "mbconv":
-        return {}
-    shapes = conv("expand.", spec.c_in, spec.c_mid) if spec.c_mid != spec.c_in else {}
-    shapes |= conv("depth.", spec.c_mid, spec.c_mid, spec.kernel, spec.c_mid) | conv("project.", spec.c_mid, spec.c_out)
-    if spec.c_se:
-        shapes |= {"se.reduce.weight": (spec.c_se, spec.c_mid, 1, 1), "se.reduce.bias": (spec.c_se,)}
-        shapes |= {"se.expand.weight": (spec.c_mid, spec.c_se, 1, 1), "se.expand.bias": (spec.c_mid,)}
-    return shapes
 
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]  # inputs (n, 3, H, W) -> logits (n, classes)

@@ -9,7 +9,7 @@ Legend: m = members, g = genes, n = images, L = most layers of a member, t = tri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from ofasearch.errors import FormatError, MismatchError
+from ofasearch.errors import ArchError, FormatError, MismatchError
 from ofasearch.records import write_atomic
 from ofasearch.space.core import Blueprint, Codes, LayerSpec, Space
 from ofasearch.supernet.weights import Array, norm_names, read_safetensors
@@ -59,6 +59,15 @@ class Members:
     def top1(self, split: str) -> npt.NDArray[np.float64]:
         """Fraction of the split's images that each member gets right, (m,)."""
         return np.asarray((self.predictions[split] == self.labels[split][None]).mean(axis=1))
+
+    def narrowed(self, space: Space) -> Members:
+        """The members at the resolutions that `space`, the same space with fewer of them, still has; codes are those of `space`."""
+        resolution = np.array(self.space.resolutions)[self.codes[:, 0] - 1]
+        kept = np.isin(resolution, space.resolutions)
+        codes = self.codes[kept]
+        codes[:, 0] = np.searchsorted(space.resolutions, resolution[kept]) + 1
+        predictions = {split: p[kept] for split, p in self.predictions.items()}
+        return replace(self, space=space, codes=codes, predictions=predictions, nodes=self.nodes[kept])
 
     def norm_statistics(self, member: int) -> dict[str, Array]:
         """Running means and variances of one member, keyed `<slot>.<part>` as in its weights."""
@@ -211,9 +220,18 @@ def load_members(path: Path, space: Space, supernet_digest: str) -> Members:
         nodes, offsets, statistics = arrays["nodes"], arrays["offsets"], arrays["statistics"]
     except KeyError as error:
         raise FormatError(f"{path} must hold codes, nodes, offsets, statistics and predictions, but lacks {error}") from error
-    space.validate(codes)
+    try:
+        space.validate(codes)
+    except ArchError as error:
+        raise FormatError(f"{path} must hold networks of {space.name}, but one is not: {error}") from error
     if not (
-        len(nodes) == len(codes) and nodes.max() + 2 <= len(offsets) and offsets[-1] == len(statistics) and np.isfinite(statistics).all()
+        nodes.ndim == 2
+        and offsets.ndim == statistics.ndim == 1
+        and len(nodes) == len(codes) > 0
+        and nodes.max() + 2 <= len(offsets)
+        and offsets[-1] == len(statistics)
+        and np.isfinite(statistics).all()
+        and all(predictions[s].shape == (len(codes), labels[s].size) for s in splits)
     ):
-        raise FormatError(f"{path} must hold statistics for every member, but they do not fit together")
+        raise FormatError(f"{path} must hold statistics and predictions for every member, but they do not fit together")
     return Members(space, codes, predictions, labels, nodes, offsets, statistics, supernet_digest, dict(card.get("card", {})))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ofasearch.data import Images, Preprocessing
+from ofasearch.errors import CalibrationError
 from ofasearch.supernet.elastic import norms
 
 CALIBRATION_IMAGES = 2000
@@ -50,6 +51,8 @@ def recalibrate_bn(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]
 
     Reference: once-for-all, section 4.1; the averaging rule is that of the published code.
     """
+    if not len(inputs):
+        raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
     network.eval()
     found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64))) for norm in norms(network).values()]
     handles = [norm.register_forward_pre_hook(moments) for norm, moments in found]

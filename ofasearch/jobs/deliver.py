@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ofasearch.data import DataSet, Preprocessing
 from ofasearch.deploy.export import build_onnx, verify
-from ofasearch.errors import FormatError, NotFoundError
+from ofasearch.errors import FormatError, MismatchError, NotFoundError
 from ofasearch.evaluate.members import Members
 from ofasearch.latency.measure import OnnxModel
 from ofasearch.records import write_atomic, write_json
@@ -51,9 +51,9 @@ def settings_json(space: Space, codes: Codes) -> dict[str, Any]:
 def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) -> Subnet:
     """A measured member with its shipped statistics. Needs neither torch nor data."""
     member = int(members.index(np.atleast_2d(codes))[0])
-    blueprint = weights.space.blueprint(codes)
+    blueprint = members.space.blueprint(codes)
     arrays = slice_network(weights.arrays, blueprint) | members.norm_statistics(member)
-    return _subnet(weights, codes, arrays, name, "shipped statistics")
+    return _subnet(weights, codes, arrays, name, "shipped statistics", members.space)
 
 
 def calibrated_subnet(weights: Weights, codes: Codes, data: DataSet, name: str, *, space: Space | None = None) -> Subnet:
@@ -90,13 +90,19 @@ def _subnet(weights: Weights, codes: Codes, arrays: Mapping[str, Array], name: s
 
 
 def to_network(subnet: Subnet) -> Any:
-    """The subnet as an ordinary torch module in evaluation mode."""
+    """The subnet as an ordinary torch module in evaluation mode.
+
+    Raises MismatchError when an array is missing or belongs to no layer.
+    """
     import torch
 
     from ofasearch.supernet.elastic import Network
 
     network = Network(subnet.blueprint)
-    network.load_state_dict({k: torch.from_numpy(np.array(a)) for k, a in subnet.arrays.items()}, strict=False)
+    missing, unknown = network.load_state_dict({k: torch.from_numpy(np.array(a)) for k, a in subnet.arrays.items()}, strict=False)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unknown:
+        raise MismatchError(f"a subnet's arrays must be those of its layers, but {missing[:3]} are missing and {unknown[:3]} unknown")
     return network.eval()
 
 

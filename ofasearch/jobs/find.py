@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ofasearch.data import DataSet, load_data
-from ofasearch.errors import InfeasibleError, MismatchError
+from ofasearch.errors import InfeasibleError, MismatchError, UsageError
 from ofasearch.jobs.deliver import (
     Subnet,
     calibrated_subnet,
@@ -99,6 +99,8 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     Raises the errors of `prepare`; InfeasibleError also when no candidate keeps the latency budget once it is measured;
     VerificationError when the exported file does not compute what the network does.
     """
+    if request.top_k < 1 or request.seed < 0:
+        raise UsageError(f"--top-k must be at least 1 and --seed at least 0, but got {request.top_k} and {request.seed}")
     setup: Setup | None = None
     for event in prepare(request.question):
         if isinstance(event, LatencyProgress):
@@ -283,7 +285,7 @@ def _record(request: FindRequest, setup: Setup, codes: Codes, winner: Candidate,
         "arch_id": winner.arch_id,
         "space": setup.space.name,
         "predicted_top1": winner.predicted_top1,
-        "predicted_top1_source": "measured on the validation split" if setup.members is not None else "accuracy predictor",
+        "predicted_top1_source": "accuracy predictor" if request.question.predictor else "measured on the validation split",
         "macs": price.macs,
         "params": price.params,
         "activation_bytes": price.activation_bytes,

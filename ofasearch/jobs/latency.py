@@ -20,7 +20,7 @@ from ofasearch.space.core import Blueprint, LayerSpec, Space, Values
 
 GROUP = 6  # layers timed in turn in one round; what a kill can lose at most
 LAYER_RULE = StopRule(tolerance=0.02, max_seconds=1.2, min_sample_ms=0.2)
-NET_RULE = StopRule(tolerance=0.01, max_seconds=1.5, min_sample_ms=0.5)
+NET_RULE = StopRule(tolerance=0.01, min_samples=50, max_seconds=1.5, settle=2, burst=5, min_sample_ms=0.0)  # single runs, warm
 FIT_NETS, CHECK_NETS = 10, 20
 SEED = 0  # which networks fit and check the correction
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ofasearch import zoo
-from ofasearch.data import SplitName, load_data
+from ofasearch.data import DataSet, SplitName, load_data
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.members import Collector, Members, join, save_members, walk
 from ofasearch.evaluate.score import CALIBRATION_BATCH, CALIBRATION_IMAGES, batches
@@ -46,7 +47,7 @@ class MembersResult:
 def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterator[MembersProgress | MembersResult]:
     """Recalibrate every member on the calibration split and predict the validation and test splits.
 
-    The parts of an interrupted run are kept beside the result and used again, if they belong to the same weights.
+    The parts of an interrupted run are kept beside the result and used again, if they belong to the same weights and images.
     Raises UsageError for a space of more than 5,000 members, MismatchError when data and supernet do not fit.
     """
     trained = zoo.load_supernet(supernet)
@@ -57,7 +58,8 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     if images.classes != space.classes or images["test"].images.shape[1] not in space.resolutions:
         raise MismatchError(f"data {images.name} must have the {space.classes} classes and the image size that {supernet} was trained on")
     digest = trained.weights.digest
-    target = out or (Path(supernet) if Path(supernet).is_dir() else Path(supernet).parent) / zoo.MEMBERS_FILE
+    target = out or zoo.supernet_folder(supernet) / zoo.MEMBERS_FILE
+    stamp = f"{digest[:12]}-{_stamp(images)}"
     codes = space.enumerate()
     model = Supernet.from_arrays(space, trained.weights.arrays)
     channels_last(model)
@@ -68,7 +70,7 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     parts: list[dict[str, npt.NDArray[Any]]] = []
     started, fresh = time.perf_counter(), 0
     for start in range(0, len(codes), GROUP):
-        part_file = target.with_name(f".{target.name}.part-{digest[:12]}-{start}")
+        part_file = target.with_name(f".{target.name}.part-{stamp}-{start}")
         part = _read_part(part_file)
         if part is None:
             rows = codes[start : start + GROUP]
@@ -98,6 +100,15 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     for part_file in target.parent.glob(f".{target.name}.part-*"):
         part_file.unlink()
     yield MembersResult(path=target.absolute(), members=members)
+
+
+def _stamp(images: DataSet) -> str:
+    """What tells the images that members are measured on from others."""
+    sha = hashlib.sha256()
+    for split in ("calibration", "validation", "test"):
+        sha.update(images[split].images.tobytes())
+        sha.update(images[split].labels.tobytes())
+    return sha.hexdigest()[:12]
 
 
 def _read_part(path: Path) -> dict[str, npt.NDArray[Any]] | None:

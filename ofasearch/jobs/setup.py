@@ -52,7 +52,7 @@ class Setup:
     problem: Problem
     space: Space
     supernet: zoo.TrainedSupernet | None
-    members: Members | None  # the measured networks that the objective rests on, where there are such
+    members: Members | None  # the measured networks of the space, where there are such
     table: LatencyTable | None
     notes: tuple[str, ...]  # what the user should know, one sentence each
 
@@ -85,7 +85,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
         predictor.check_space(space)
         if supernet is not None:
             predictor.check_supernet(supernet.weights.digest)
-    members = supernet.members if supernet is not None and predictor is None and space is supernet.weights.space else None
+    members = supernet.members if supernet is not None and space is supernet.weights.space else None
     if predictor is None and members is None:
         raise NotFoundError(
             f"a search of {space.name} needs an accuracy predictor, but none was given; "
@@ -105,7 +105,9 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
                 yield event
     if table is not None and table.source == "estimated":
         notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
-    objective = predictor_objective(space, predictor) if members is None else member_objective(members)
+    if members is not None:
+        members = members.narrowed(space)
+    objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
     problem = Problem(space, objective, tuple(_budgets(question.budgets, space, table)))
     loose = []
     for budget, bounds in problem.preflight():

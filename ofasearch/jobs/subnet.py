@@ -62,13 +62,18 @@ def space_of(text: str, default: str | None) -> Space:
     return get_space(default or name)
 
 
+def is_file(text: str) -> bool:
+    """Whether a subnet's text names a file; JSON may be longer than the system lets a name be."""
+    return not text.lstrip().startswith("{") and Path(text).is_file()
+
+
 def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None = None, no_bn: bool = False) -> Subnet:
     """A network with weights: a `subnet.pt`, or an arch id or JSON settings of a supernet's space.
 
     Batch norm is recalibrated on the data's calibration split where data is given, else the shipped statistics are
     used. Raises CalibrationError when there is neither, unless `no_bn`.
     """
-    if text.endswith(".pt") or Path(text).is_file():
+    if text.endswith(".pt") or is_file(text):
         return load_subnet(Path(text))[0]
     trained = zoo.load_supernet(supernet or zoo.DEFAULT_SUPERNET)
     space = trained.weights.space
@@ -88,7 +93,7 @@ def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None 
 
 def cost(text: str, space: str | None = None) -> dict[str, Any]:
     """`space cost`: MACs, parameters and peak activation bytes of one subnet."""
-    if Path(text).is_file() and text.endswith(".pt"):
+    if text.endswith(".pt") and is_file(text):
         return asdict(costs(load_subnet(Path(text))[0].blueprint))
     found = space_of(text, space)
     return asdict(costs(found.blueprint(parse_codes(text, found))))
@@ -98,7 +103,7 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
     """`eval`: top-1 of a subnet or of an ONNX file on a split.
 
     An arch is recalibrated on the calibration split first; a file is taken as it is. Raises CalibrationError for a
-    `subnet.pt` that was never calibrated, MismatchError when classes or sizes differ.
+    file that was never calibrated, MismatchError when classes or sizes differ.
     """
     from ofasearch.evaluate.score import CALIBRATION_IMAGES, predictions, top1
 
@@ -106,12 +111,14 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
     part = images[split]
     if subnet.endswith(".onnx"):
         model, preprocessing = _open_onnx(Path(subnet))
+        _check_calibrated(subnet, model.metadata.get("calibrated", ""))
+        if model.classes is not None and model.classes != images.classes:
+            raise MismatchError(f"data must have {model.classes} classes for this ONNX file, but {images.name} has {images.classes}")
         classes = _predict_onnx(model, preprocessing, part.images)
         return {"top1": top1(classes, part.labels), "n": len(part), "split": split, "data": images.name, "runtime": "onnxruntime cpu"}
-    from_file = Path(subnet).is_file()
+    from_file = is_file(subnet)
     network = read_subnet(subnet, supernet=supernet, data=None if from_file else images)
-    if network.calibrated == "no":
-        raise CalibrationError(f"{subnet} must be calibrated before it is scored, but it says it is not; export it again with --data")
+    _check_calibrated(subnet, network.calibrated)
     if images.classes != network.classes or part.images.shape[1] != network.blueprint[0].hw_in:
         raise MismatchError(
             f"data must have {network.classes} classes and {network.blueprint[0].hw_in} pixels for this subnet, "
@@ -128,6 +135,11 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
     }
     used = 0 if from_file else min(CALIBRATION_IMAGES, len(images["calibration"]))
     return record | {"calibration_images": used}
+
+
+def _check_calibrated(name: str, calibrated: str) -> None:
+    if calibrated == "no":
+        raise CalibrationError(f"{name} must be calibrated before it is scored, but it says it is not; export it again with --data")
 
 
 def _open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing]:
@@ -154,7 +166,7 @@ def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: s
     Raises VerificationError (nothing is written) when the file does not compute the network's logits within 1e-4.
     """
     images = load_data(data) if data else None
-    network = read_subnet(subnet, supernet=supernet, data=None if Path(subnet).is_file() else images, no_bn=no_bn)
+    network = read_subnet(subnet, supernet=supernet, data=None if is_file(subnet) else images, no_bn=no_bn)
     difference, checked_on = prove(network, onnx_bytes(network), images)
     facts = {"measured": {"onnx_max_abs_diff": difference, "onnx_checked_on": checked_on}}
     content = onnx_bytes(network, facts)
@@ -177,7 +189,7 @@ def bench(model: str | Path, *, batch: int = 1, threads: int = 1, seconds: float
     path = Path(model)
     if not path.is_file():
         raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
-    if batch < 1 or threads < 1 or seconds <= 0:
+    if batch < 1 or threads < 1 or not seconds > 0:
         raise UsageError(f"--batch, --threads and --seconds must be positive, but got {batch}, {threads} and {seconds}")
     session = OnnxModel(path, threads=threads)
     shape = session.input_shape(batch)
@@ -228,7 +240,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if file.suffix == ".safetensors":
         return _inspect_safetensors(file)
     if file.suffix == ".json":
-        return {"kind": "json", **dict(read_json(file))}
+        record = read_json(file)
+        if not isinstance(record, dict):
+            raise FormatError(f"{file} must hold one JSON object, but holds another kind of value")
+        return {"kind": "json", **record}
     raise FormatError(f"{file} must be an .onnx, .pt, .safetensors or .json file of ofasearch, but is none of these")
 
 
@@ -265,6 +280,8 @@ def _inspect_safetensors(file: Path) -> dict[str, Any]:
 
 def sample(space: str, n: int, seed: int) -> list[dict[str, Any]]:
     """`space sample`: n uniform networks with their costs."""
+    if n < 1 or seed < 0:
+        raise UsageError(f"-n must be at least 1 and --seed at least 0, but got {n} and {seed}")
     found = get_space(space)
     rows = found.sample(n, np.random.default_rng(seed))
     return [{"arch_id": found.arch(row).id, "arch": settings_json(found, row), **asdict(costs(found.blueprint(row)))} for row in rows]

@@ -97,14 +97,16 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
     preprocessing = Preprocessing(mean=mean, std=std, size=size)
     if request.strategy not in STRATEGIES:
         raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}, but got '{request.strategy}'")
-    strategy = STRATEGIES[request.strategy](**request.options)
+    try:
+        strategy = STRATEGIES[request.strategy](**request.options)
+    except TypeError as error:
+        raise UsageError(f"options of strategy {request.strategy} must be its own, but got {request.options}: {error}") from error
     supernet = Supernet(space, generator=torch.Generator().manual_seed(request.config.seed))
     trainer = Trainer(supernet, strategy, request.config, data["train"], preprocessing)
-    before = _open_run(request, trainer)
+    before, epoch_losses = _open_run(request, trainer)
 
     started = saved = time.perf_counter()
     first_step, scores = trainer.step, dict[str, float]()
-    epoch_losses: list[float] = []
     for report in trainer.run():
         now = time.perf_counter()
         speed = (report.step - first_step) / (now - started)
@@ -118,7 +120,7 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
             append_line(request.out / "log.jsonl", line | ({"validation_top1": scores} if due or report.step == report.steps else {}))
             epoch_losses = []
         if now - saved > CHECKPOINT_SECONDS or report.step == report.steps:
-            _save(request.out / "checkpoint.pt", trainer, before + now - started)
+            _save(request.out / "checkpoint.pt", trainer, {"seconds": before + now - started, "epoch_losses": epoch_losses})
             saved = now
         yield TrainProgress(
             report=report, images_per_second=speed * report.images, eta_seconds=(report.steps - report.step) / speed, top1=scores
@@ -139,18 +141,18 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
     yield TrainResult(supernet=(request.out / "supernet.safetensors").absolute(), digest=weights.digest, top1=scores, seconds=seconds)
 
 
-def _open_run(request: TrainRequest, trainer: Trainer) -> float:
-    """Start or continue the run folder; returns the seconds already spent."""
+def _open_run(request: TrainRequest, trainer: Trainer) -> tuple[float, list[float]]:
+    """Start or continue the run folder; returns the seconds already spent and the losses of the epoch under way."""
     card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
     run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
     if not request.resume:
         if checkpoint.exists():
             raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
         write_json(run, card)
-        return 0.0
+        return 0.0, []
     if not checkpoint.exists():
         write_json(run, card)
-        return 0.0
+        return 0.0, []
     known = read_json(run)
     if known != card:
         changed = [key for key in card if known.get(key) != card[key]]
@@ -158,7 +160,10 @@ def _open_run(request: TrainRequest, trainer: Trainer) -> float:
     state = load_checkpoint(checkpoint)
     trainer.restore(state)
     _forget_lines_after(request.out / "log.jsonl", trainer.step)
-    return float(state["seconds"])
+    try:
+        return float(state["seconds"]), [float(loss) for loss in state["epoch_losses"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"the checkpoint must hold seconds and losses, but it does not: {error}") from error
 
 
 def _forget_lines_after(log: Path, step: int) -> None:
@@ -187,9 +192,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} must be a checkpoint of ofasearch train, but it cannot be read: {error}") from error
 
 
-def _save(path: Path, trainer: Trainer, seconds: float) -> None:
+def _save(path: Path, trainer: Trainer, progress: dict[str, Any]) -> None:
     buffer = io.BytesIO()
-    torch.save({**trainer.state(), "seconds": seconds}, buffer)
+    torch.save({**trainer.state(), **progress}, buffer)
     write_atomic(path, buffer.getvalue())
 
 

@@ -58,6 +58,8 @@ class StopRule:
     max_samples: int = 2000
     max_seconds: float = 5.0
     warmup: int = 5  # runs of each candidate that are not counted
+    settle: int = 0  # uncounted runs whenever a candidate's turn comes: they bring its weights back into the caches
+    burst: int = 1  # samples per turn
     min_sample_ms: float = 0.2  # shorter actions are repeated inside one sample, so that the clock's grain does not show
 
 
@@ -66,17 +68,24 @@ def stopwatch(actions: Mapping[str, Action], rule: StopRule, clock: Callable[[],
     repeats = {name: _repeats(action, rule, clock) for name, action in actions.items()}
     samples: dict[str, list[float]] = {name: [] for name in actions}
     deadline = clock() + rule.max_seconds
-    for round_number in range(rule.max_samples):
+    for round_number in range(math.ceil(rule.max_samples / rule.burst)):
         for name, action in actions.items():
-            count = repeats[name]
-            start = clock()
-            for _ in range(count):
+            for _ in range(rule.settle):
                 action()
-            samples[name].append((clock() - start) * 1000 / count)
-        enough = round_number + 1 >= rule.min_samples
+            for _ in range(rule.burst):
+                samples[name].append(_sample(action, repeats[name], clock))
+        enough = (round_number + 1) * rule.burst >= rule.min_samples
         if enough and (clock() > deadline or (round_number % 10 == 0 and all(_tight(s, rule.tolerance) for s in samples.values()))):
             break
     return {name: Timing.of(np.array(s)) for name, s in samples.items()}
+
+
+def _sample(action: Action, repeats: int, clock: Callable[[], float]) -> float:
+    """Milliseconds of one run, averaged over `repeats` runs in a row."""
+    start = clock()
+    for _ in range(repeats):
+        action()
+    return (clock() - start) * 1000 / repeats
 
 
 def _repeats(action: Action, rule: StopRule, clock: Callable[[], float]) -> int:
@@ -117,6 +126,8 @@ class OnnxModel:
                 f"{name} must be an ONNX file that ONNX Runtime can run, but it is not: {str(error).splitlines()[0]}"
             ) from error
         self.inputs = self._session.get_inputs()
+        width = self._session.get_outputs()[0].shape[-1]
+        self.classes = width if isinstance(width, int) else None
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Inputs) -> Inputs:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ofasearch.errors import UsageError
-from ofasearch.search.operators import Unseen, cross, fill, initial, mutate, unit_index
+from ofasearch.search.operators import Unseen, cross, initial, mutate, unit_index
 from ofasearch.search.problem import Generation, Problem
 from ofasearch.search.refine import refine
 from ofasearch.space.core import Codes, Values
 
 EXACT_LIMIT = 20_000  # networks; listing so many takes a fraction of a second
 ELITE_SHARE = 0.4  # of the parents: the best whatever their resolution
+LEAST_SHARE = 0.02  # a budget that almost no child keeps must not make a generation endless
 PER_RESOLUTION = 3  # parents that each resolution may keep beside the elite
 
 
@@ -45,19 +46,21 @@ class EvolutionConfig:
 def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) -> Iterator[Generation]:
     """Yield the state after the initial population and after every generation.
 
-    Parents survive. No network is evaluated twice, and the last children count (the published finder looks for the
-    best before it makes them and never sees the last hundred). A search that finds no new network ends early.
+    A generation makes `population` children that keep the budgets, and the parents survive. No network is evaluated
+    twice: children that are known already are left out (the published finder evaluates copies again, and most of its
+    children are). The last children count (it looks for the best before it makes them and never sees the last hundred).
     Raises InfeasibleError, UsageError.
 
     Reference: once-for-all, section 3.4, and its tutorial's evolution finder.
     """
     problem.preflight()
-    space, units, unseen = problem.space, unit_index(problem.space), Unseen()
+    space, units, unseen = problem.space, unit_index(problem.space), Unseen(problem.space)
     codes = initial(problem, config.population, unseen, rng)
     objective = problem.objective(codes)
     evaluations = len(codes)
     n_parents = max(2, round(config.parent_ratio * config.population))
     n_mutants = round(config.mutation_ratio * config.population)
+    share = np.ones(2)  # of crossed and of mutated children that kept the budgets in the last generation
     for number in range(config.generations + 1):
         order = np.argsort(objective, kind="stable")
         codes, objective = codes[order], objective[order]
@@ -67,22 +70,21 @@ def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) 
         chosen = _parents(codes, n_parents)
         parents = codes[chosen]
 
-        def mutants(size: int, parents: Codes = parents) -> Codes:
-            return mutate(space, units, parents[rng.integers(len(parents), size=size)], config.mutation_probability, rng)
-
-        def children(size: int, parents: Codes = parents) -> Codes:
-            pairs = rng.integers(len(parents), size=(2, size))
-            return cross(space, parents[pairs[0]], parents[pairs[1]], rng)
-
-        crossed = fill(problem, config.population - n_mutants, unseen, children, rounds=2)
-        # Converged parents have few new children; mutants make up the number, so that the search goes on.
-        mutated = fill(problem, config.population - len(crossed), unseen, mutants)
-        fresh = np.concatenate([crossed, mutated])
+        wanted = np.array([config.population - n_mutants, n_mutants])
+        n_cross, n_mutate = np.ceil(wanted / share).astype(int)
+        mothers, fathers = parents[rng.integers(len(parents), size=(2, n_cross))]
+        mutated = parents[rng.integers(len(parents), size=n_mutate)]
+        children = np.concatenate([cross(space, mothers, fathers, rng), mutate(space, units, mutated, config.mutation_probability, rng)])
+        feasible = problem.feasible(children)
+        crossed, mutants = np.flatnonzero(feasible[:n_cross]), n_cross + np.flatnonzero(feasible[n_cross:])
+        share = np.maximum([len(crossed) / max(1, n_cross), len(mutants) / max(1, n_mutate)], LEAST_SHARE)
+        fresh = unseen.take(children[np.concatenate([crossed[: wanted[0]], mutants[: wanted[1]]])], config.population)
         if not len(fresh):
-            break
+            continue
         evaluations += len(fresh)
         # The parents stay, and whoever is needed to report the `keep` best.
-        survivors = np.union1d(chosen, np.arange(min(config.keep, len(codes))))
+        survivors = np.zeros(len(codes), dtype=bool)
+        survivors[chosen] = survivors[: config.keep] = True
         codes = np.concatenate([codes[survivors], fresh])
         objective = np.concatenate([objective[survivors], problem.objective(fresh)])
     if config.refine:
@@ -98,10 +100,10 @@ def _parents(codes: Codes, n: int) -> Codes:
     The resolution moves accuracy and cost of a network more than any other gene, so a pool that loses a resolution
     early rarely finds back; with the plain best n as parents the result depended more on the seed.
     """
-    rank = np.zeros(len(codes), dtype=np.int64)  # within the network's resolution
-    for resolution in np.unique(codes[:, 0]):
-        members = np.flatnonzero(codes[:, 0] == resolution)
-        rank[members] = np.arange(len(members))
+    order = np.argsort(codes[:, 0], kind="stable")
+    resolutions = codes[order, 0]
+    rank = np.empty(len(codes), dtype=np.int64)  # within the network's resolution
+    rank[order] = np.arange(len(codes)) - np.searchsorted(resolutions, resolutions)
     priority = np.where(np.arange(len(codes)) < ELITE_SHARE * n, 0, np.where(rank < PER_RESOLUTION, 1, 2))
     return np.sort(np.argsort(priority, kind="stable")[:n])
 

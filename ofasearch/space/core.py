@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ Values = npt.NDArray[np.float64]
 Kind = Literal["conv", "mbconv", "bottleneck", "pool", "linear"]
 Act = Literal["none", "relu", "relu6", "h_swish"]
 Reduce = Literal["sum", "max"]
+T = TypeVar("T", np.int64, np.float64)
 
+CHUNK = 65_536  # networks priced at once, so that a large population needs little extra memory
 ENUMERATION_LIMIT = 1_000_000  # rows; a larger space is searched, not listed
 
 
@@ -153,6 +155,35 @@ class _Factor:
     ok: npt.NDArray[np.bool_]
 
 
+class _TableIndex:
+    """Where each network's entries stand in several tables over parent genes, laid out one behind the other.
+
+    The positions are one product of the codes with a matrix of strides; in floats, because BLAS multiplies those and
+    every value is a small whole number.
+    """
+
+    def __init__(self, genes: Sequence[Gene], parents: Sequence[tuple[int, ...]]):
+        self._strides = np.zeros((len(genes), len(parents)))
+        self._starts = np.zeros(len(parents))
+        end = 0
+        for column, group in enumerate(parents):
+            self._starts[column] = end
+            size = 1
+            for parent in reversed(group):
+                self._strides[parent, column] = size
+                size *= len(genes[parent].choices) + 1
+            end += size
+
+    def __call__(self, codes: Codes) -> Codes:
+        """Positions (n, tables) of codes (n, g)."""
+        return np.asarray((codes @ self._strides + self._starts).astype(np.int64))
+
+    @staticmethod
+    def flatten(tables: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
+        """All entries in the layout that the positions refer to."""
+        return np.concatenate([table.ravel() for table in tables])
+
+
 class Cost:
     """A price of whole networks: a gather over one small table per group of slots with the same parent genes.
 
@@ -162,21 +193,17 @@ class Cost:
     def __init__(self, space: Space, tables: Mapping[tuple[int, ...], Values], reduce: Reduce, slope: float = 1.0, offset: float = 0.0):
         self._space, self._tables, self._reduce = space, dict(tables), reduce
         self._slope, self._offset = slope, offset
-        self._flat = [
-            (parents, np.array([int(np.prod(t.shape[i + 1 :])) for i in range(t.ndim)]), np.ascontiguousarray(t).ravel())
-            for parents, t in self._tables.items()
-        ]
+        self._bounds: Bounds | None = None
+        self._index = _TableIndex(space.genes, list(self._tables))
+        self._flat = self._index.flatten(list(self._tables.values()))
 
     def __call__(self, codes: Codes) -> Values:
         """Prices (n,) of canonical codes (n, g)."""
-        total = np.zeros(len(codes))
-        columns = np.ascontiguousarray(codes.T)
-        combine = np.add if self._reduce == "sum" else np.maximum
-        for parents, strides, flat in self._flat:
-            index = np.zeros(len(codes), dtype=np.int64)
-            for parent, stride in zip(parents, strides, strict=True):
-                index += columns[parent] * stride
-            combine(total, flat[index], out=total)
+        total = np.empty(len(codes))
+        for start in range(0, len(codes), CHUNK):
+            part = slice(start, start + CHUNK)
+            entries = self._flat[self._index(codes[part])]  # (n, tables)
+            total[part] = entries.sum(axis=1) if self._reduce == "sum" else entries.max(axis=1)
         return total * self._slope + self._offset
 
     def scaled(self, slope: float, offset: float) -> Cost:
@@ -189,8 +216,13 @@ class Cost:
         """Exact minimum and maximum over the whole space, by min-sum (min-max) elimination of genes.
 
         Slots may share genes; the cost of the elimination grows with the number of genes that slots tie together,
-        not with the size of the space.
+        not with the size of the space. Worked out once.
         """
+        if self._bounds is None:
+            self._bounds = self._eliminate()
+        return self._bounds
+
+    def _eliminate(self) -> Bounds:
         lowest, low = self._extreme(np.min, np.argmin, np.inf)
         highest, high = self._extreme(np.max, np.argmax, -np.inf)
         return Bounds(lowest, low, highest, high)
@@ -307,6 +339,10 @@ class Space:
         return np.array([len(g.choices) for g in self.genes], dtype=np.int64)
 
     @cached_property
+    def _float_sizes(self) -> npt.NDArray[np.float32]:
+        return self.sizes.astype(np.float32)
+
+    @cached_property
     def _gates(self) -> tuple[Codes, Codes, Codes]:
         gated = [(i, g.gate.gene, g.gate.at_least) for i, g in enumerate(self.genes) if g.gate is not None]
         columns = np.array(gated, dtype=np.int64).reshape(-1, 3)
@@ -325,7 +361,8 @@ class Space:
 
     def draw(self, n: int, rng: np.random.Generator) -> Codes:
         """n rows of independent uniform codes (n, g), none absent; `canonical` makes networks of them."""
-        return rng.integers(1, self.sizes + 1, size=(n, len(self.genes)))
+        # Scaled floats: integers with a bound per column take several times as long, and a search draws all the time.
+        return (rng.random((n, len(self.genes)), dtype=np.float32) * self._float_sizes).astype(np.int64) + 1
 
     def sample(self, n: int, rng: np.random.Generator) -> Codes:
         """n networks, each choice uniform and independent as in the reference sampling, canonical (n, g)."""
@@ -358,26 +395,20 @@ class Space:
 
     def settings(self, codes: Codes) -> Settings:
         """The networks in published form: `ks`, `e` per block slot, `d` per stage, `r`."""
-        ks, e = (np.column_stack([self._gather(t, p, codes) for p, t in column]) for column in self._setting_tables)
-        stages = np.array([s.stage for s in self.slots if s.setting is not None])
-        d = np.column_stack([(ks[:, stages == s] > 0).sum(axis=1) for s in range(int(stages.max()) + 1)])
+        index, ks_flat, e_flat, stage_of = self._setting_tables
+        positions = index(codes)
+        ks, e = ks_flat[positions], e_flat[positions]
+        d = ((ks > 0) @ stage_of).astype(np.int64)
         return Settings(ks=ks, e=e, d=d, r=np.array(self.resolutions)[codes[:, 0] - 1])
 
-    @staticmethod
-    def _gather(table: Codes, parents: tuple[int, ...], codes: Codes) -> Codes:
-        return np.asarray(table[tuple(codes[:, p] for p in parents)])
-
     @cached_property
-    def _setting_tables(self) -> tuple[list[tuple[tuple[int, ...], Codes]], list[tuple[tuple[int, ...], Codes]]]:
-        ks: list[tuple[tuple[int, ...], Codes]] = []
-        e: list[tuple[tuple[int, ...], Codes]] = []
-        for slot in self.slots:
-            if slot.setting is not None:
-                table = np.array([slot.setting(v) for v in self._parent_values(slot)], dtype=np.int64)
-                shape = tuple(len(self.genes[p].choices) + 1 for p in slot.parents)
-                ks.append((slot.parents, table[:, 0].reshape(shape)))
-                e.append((slot.parents, table[:, 1].reshape(shape)))
-        return ks, e
+    def _setting_tables(self) -> tuple[_TableIndex, Codes, Codes, Values]:
+        """Positions, kernels and expand ratios of all block slots, and which stage each slot counts for (slots, stages)."""
+        slots = [slot for slot in self.slots if slot.setting is not None]
+        values = np.concatenate([[slot.setting(v) for v in self._parent_values(slot)] for slot in slots if slot.setting is not None])
+        stages = np.array([slot.stage for slot in slots])
+        stage_of = (stages[:, None] == np.arange(self._setting_counts[1])).astype(np.float64)
+        return _TableIndex(self.genes, [slot.parents for slot in slots]), values[:, 0].copy(), values[:, 1].copy(), stage_of
 
     def from_settings(self, settings: Settings) -> Codes:
         """Codes of published settings; entries of skipped blocks are ignored.

@@ -95,6 +95,10 @@ class Supernet(nn.Module):
     def from_arrays(space: Space, arrays: Mapping[str, Array]) -> Supernet:
         """A supernet with the given weights; kernel transforms are on where the arrays have matrices."""
         supernet = Supernet(space, kernel_transform=any(key.endswith("to3") for key in arrays))
+        own = supernet.tensors()
+        for key, array in arrays.items():
+            if key in own and own[key].shape != array.shape:
+                raise MismatchError(f"{key} must have shape {tuple(own[key].shape)} in {space.name}, but has {array.shape}")
         state = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
         missing, unknown = supernet.full.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]

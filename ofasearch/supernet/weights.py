@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ A = TypeVar("A")
 Array = npt.NDArray[np.float32]
 BN_PARTS = ("weight", "bias", "running_mean", "running_var")
 FORMAT = "ofasearch-supernet-1"
+_MATRIX = re.compile(r"\.depth\.\d+to(\d+)$")
 
 
 # -- slicing ---------------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ class _Slot:
 
     def __call__(self, name: str, *sizes: int) -> Any:
         array = self._full(name)
-        if any(have < want for have, want in zip(array.shape, sizes, strict=False)):
+        if array.ndim < len(sizes) or any(have < want for have, want in zip(array.shape, sizes, strict=False)):
             raise MismatchError(f"{self._slot}.{name} must have at least {sizes} channels for this subnet, but has {tuple(array.shape)}")
         return array[tuple(slice(size) for size in sizes)]
 
@@ -117,6 +119,29 @@ def norm_names(spec: LayerSpec) -> tuple[tuple[str, int], ...]:
         return ()
     expand = (("expand.bn", spec.c_mid),) if spec.c_mid != spec.c_in else ()
     return (*expand, ("depth.bn", spec.c_mid), ("project.bn", spec.c_out))
+
+
+def array_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """The arrays of one concrete layer, named as `slice_layer` names them, and their shapes."""
+
+    def conv(prefix: str, c_in: int, c_out: int, kernel: int = 1, groups: int = 1, norm: bool = True) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}conv.weight": (c_out, c_in // groups, kernel, kernel)}
+        if norm:
+            shapes |= {f"{prefix}bn.{part}": (c_out,) for part in BN_PARTS}
+        return shapes
+
+    if spec.kind == "linear":
+        return {"linear.weight": (spec.c_out, spec.c_in), "linear.bias": (spec.c_out,)}
+    if spec.kind == "conv":
+        return conv("", spec.c_in, spec.c_out, spec.kernel, norm=spec.norm)
+    if spec.kind != "mbconv":
+        return {}
+    shapes = conv("expand.", spec.c_in, spec.c_mid) if spec.c_mid != spec.c_in else {}
+    shapes |= conv("depth.", spec.c_mid, spec.c_mid, spec.kernel, spec.c_mid) | conv("project.", spec.c_mid, spec.c_out)
+    if spec.c_se:
+        shapes |= {"se.reduce.weight": (spec.c_se, spec.c_mid, 1, 1), "se.reduce.bias": (spec.c_se,)}
+        shapes |= {"se.expand.weight": (spec.c_mid, spec.c_se, 1, 1), "se.expand.bias": (spec.c_mid,)}
+    return shapes
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -174,7 +199,7 @@ def read_safetensors(path: Path, format_name: str) -> tuple[dict[str, Array], di
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         card = json.loads(metadata.get("ofasearch", "null"))
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path} must be a safetensors file written by ofasearch, but it cannot be read: {error}") from error
     if not isinstance(card, dict) or card.get("format") != format_name:
         raise FormatError(f"{path} must be of format {format_name}, but it is a safetensors file of another kind")
@@ -190,9 +215,28 @@ def load_weights(path: Path) -> Weights:
     try:
         space = get_space(card["space"], classes=int(card["classes"])).with_resolutions([int(r) for r in card["resolutions"]])
         names = tuple(str(c) for c in card["class_names"])
+        preprocessing, training = Preprocessing.from_json(card["preprocessing"]), dict(card["training"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path} must name space, classes and resolutions, but its card lacks them: {error}") from error
-    for key, array in slice_network(arrays, space.blueprint(space.largest())).items():
+        raise FormatError(f"{path} must name space, classes, resolutions and preprocessing, but its card does not: {error}") from error
+    if names and len(names) != space.classes:
+        raise FormatError(f"{path} must name all of its {space.classes} classes, but names {len(names)}")
+    _check_shapes(arrays, space)
+    for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise FormatError(f"{path} must hold finite weights, but '{key}' has NaN or infinity")
-    return Weights(arrays, space, Preprocessing.from_json(card["preprocessing"]), names, dict(card.get("training", {})), path.stem)
+    return Weights(arrays, space, preprocessing, names, training, path.stem)
+
+
+def _check_shapes(arrays: Mapping[str, Array], space: Space) -> None:
+    """Raise MismatchError unless every array of the full network is there in exactly its shape, matrices included."""
+    blueprint = space.blueprint(space.largest())
+    slice_network(arrays, blueprint)  # names what is missing or too small
+    for spec in blueprint:
+        for name, shape in array_shapes(spec).items():
+            key = f"{spec.slot}.{name}"
+            if arrays[key].shape != shape:
+                raise MismatchError(f"{key} must have shape {shape} in {space.name}, but has {arrays[key].shape}")
+    for key, array in arrays.items():
+        match = _MATRIX.search(key)
+        if match and array.shape != (int(match[1]) ** 2,) * 2:
+            raise MismatchError(f"{key} must be a square matrix of {int(match[1]) ** 2} rows, but has shape {array.shape}")

@@ -35,8 +35,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or not 0 <= self.warmup_epochs < self.epochs:
+        if self.epochs < 1 or self.batch_size < 2 or not 0 < self.lr < math.inf or not 0 <= self.warmup_epochs < self.epochs:
             raise UsageError(f"training needs at least 1 epoch, a batch of 2, a positive rate and a warm-up within the run, but got {self}")
+        if not 0 < self.momentum < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"momentum must lie in (0, 1), weight decay be at least 0 and label smoothing lie in [0, 1), but got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Trainer:
         """Linear warm-up, then half a cosine to 0, per step."""
         warmup = self.config.warmup_epochs * self.steps_per_epoch
         if step < warmup:
-            return self.config.lr * (step + 1) / warmup
+            return self.config.lr * min(1.0, (step + 1) / warmup)
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
     def run(self) -> Iterator[StepReport]:
@@ -151,7 +153,7 @@ class Trainer:
                     tensor.copy_(state["weights"][key])
             self._optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise TrainingError(f"the checkpoint must come from the same run, but it does not fit: {error}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ofasearch.errors import UsageError
+from ofasearch.errors import InfeasibleError, UsageError
 from ofasearch.space.core import Space
 
 Target = Literal["labels", "full"]
@@ -83,6 +83,8 @@ class DepS:
 
 def _others(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """n uniform networks of A \\ {full}, at the full model's resolution."""
+    if space.size == 1:
+        raise InfeasibleError(f"a strategy that shrinks must have a space of more than one network, but {space.name} has one")
     full = space.largest()
     found: list[tuple[int, ...]] = []
     while len(found) < n:

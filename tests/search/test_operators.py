@@ -97,7 +97,7 @@ def test_a_network_crossed_with_itself_is_itself(space, rng):
 
 def test_no_network_is_handed_out_twice(rng):
     space = get_space("compofa-mbv3-cifar")
-    unseen = Unseen()
+    unseen = Unseen(space)
     taken = np.concatenate([unseen.take(space.sample(200, rng), 60) for _ in range(6)])
     assert distinct(taken)
     assert len(taken) <= space.size
@@ -106,12 +106,12 @@ def test_no_network_is_handed_out_twice(rng):
 
 @pytest.mark.parametrize("limit", [0, 1, 7])
 def test_no_more_than_the_limit_are_taken(rng, limit):
-    assert len(Unseen().take(get_space("ofa-mbv3-cifar").sample(50, rng), limit)) == limit
+    assert len(Unseen(get_space("ofa-mbv3-cifar")).take(get_space("ofa-mbv3-cifar").sample(50, rng), limit)) == limit
 
 
 def test_filling_runs_dry_instead_of_looping(rng):
     problem = Problem(get_space("compofa-mbv3-cifar"), lambda codes: np.zeros(len(codes)), ())
-    unseen = Unseen()
+    unseen = Unseen(problem.space)
     found = fill(problem, 400, unseen, lambda size: problem.space.sample(size, rng))
     assert len(found) == problem.space.size == 243
     assert len(fill(problem, 400, unseen, lambda size: problem.space.sample(size, rng))) == 0
@@ -124,7 +124,7 @@ def test_filling_runs_dry_instead_of_looping(rng):
 def test_a_budget_just_above_the_exact_minimum_still_has_a_first_population(space, rng, excess):
     cost = space.tabulate(macs)
     problem = within(cost, cost.bounds().lowest * (1 + excess))
-    found = initial(problem, 20, Unseen(), rng)
+    found = initial(problem, 20, Unseen(space), rng)
     space.validate(found)
     assert 1 <= len(found) <= 20
     assert problem.feasible(found).all()
@@ -133,7 +133,7 @@ def test_a_budget_just_above_the_exact_minimum_still_has_a_first_population(spac
 
 def test_a_wide_budget_fills_the_first_population(space, rng):
     cost = space.tabulate(macs)
-    assert len(initial(within(cost, cost.bounds().highest), 50, Unseen(), rng)) == 50
+    assert len(initial(within(cost, cost.bounds().highest), 50, Unseen(space), rng)) == 50
 
 
 def test_a_first_population_is_never_larger_than_asked():
@@ -143,7 +143,7 @@ def test_a_first_population_is_never_larger_than_asked():
     scarce = np.quantile(cost(space.sample(20_000, np.random.default_rng(0))), 0.003)
     assert cost.bounds().lowest < cost(space.smallest()[None])[0] < scarce
     for seed in range(30):
-        assert len(initial(within(cost, scarce), 4, Unseen(), np.random.default_rng(seed))) <= 4
+        assert len(initial(within(cost, scarce), 4, Unseen(space), np.random.default_rng(seed))) <= 4
 
 
 def test_budgets_that_contradict_each_other_are_told(rng):
@@ -153,4 +153,4 @@ def test_budgets_that_contradict_each_other_are_told(rng):
     bulk = space.tabulate(lambda layer: -macs(layer)).scaled(1.0, bounds.highest + 1)  # the less, the larger the network
     budgets = (Budget("macs", cost, bounds.lowest * 1.1, repr), Budget("bulk", bulk, bounds.highest * 0.1, repr))
     with pytest.raises(InfeasibleError, match=r"all budgets together, but none was found for macs [\d.]+, bulk [\d.]+; relax one"):
-        initial(Problem(space, cost, budgets), 20, Unseen(), rng)
+        initial(Problem(space, cost, budgets), 20, Unseen(space), rng)

@@ -229,14 +229,14 @@ def test_the_last_children_count(seed):
     problem = budgeted(LARGE)
     config = EvolutionConfig(population=20, generations=1, refine=False)
     first, last = evolve(problem, config, np.random.default_rng(seed))
-    assert (first.evaluations, last.evaluations) == (20, 40)
+    assert first.evaluations == 20 < last.evaluations <= 40  # children that are known already are left out
     assert last.objective[0] == problem.objective(problem.objective.rows[:40]).min()
 
 
 def test_evolution_is_better_than_chance():
     problem = budgeted(LARGE)
     found = by_evolution(problem, 0)[-1]
-    chance = initial(problem, found.evaluations, Unseen(), np.random.default_rng(0))
+    chance = initial(problem, found.evaluations, Unseen(problem.space), np.random.default_rng(0))
     assert found.objective[0] < problem.objective(chance).min()
 
 
@@ -275,7 +275,7 @@ def test_a_setting_out_of_range_is_refused(settings):
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 def test_refinement_never_worsens_and_keeps_the_budget(name, share):
     problem = budgeted(name, share)
-    for start in initial(problem, 5, Unseen(), np.random.default_rng(0)):
+    for start in initial(problem, 5, Unseen(problem.space), np.random.default_rng(0)):
         before, value = start.copy(), float(problem.objective(start[None])[0])
         asked = len(problem.objective.rows)
         codes, refined, evaluations = refine(problem, start, value)
@@ -288,7 +288,7 @@ def test_refinement_never_worsens_and_keeps_the_budget(name, share):
 
 def test_after_refinement_no_single_change_is_better():
     problem = budgeted(LARGE)
-    [start] = initial(problem, 1, Unseen(), np.random.default_rng(0))
+    [start] = initial(problem, 1, Unseen(problem.space), np.random.default_rng(0))
     codes, value, _ = refine(problem, start, float(problem.objective(start[None])[0]))
     around, _ = neighbours(problem, codes)
     problem.space.validate(around)

@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_names_step_and_network(tiny_space, images):
 
 def test_the_subnet_whose_loss_is_not_finite_is_the_one_named(tiny_space, images):
     strategy = Recorded()
-    trainer = trainer_of(tiny_space, images, strategy=strategy)
+    trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=10), strategy)  # long enough to draw a kernel of 3
     with torch.no_grad():
         trainer.supernet.tensors()["s1.b1.depth.5to3"].fill_(torch.nan)  # the full model has kernel 5 and never sees it
     with pytest.raises(TrainingError, match="the loss must stay finite") as caught:
