@@ -8,14 +8,12 @@ The jobs of the command line, from Python. Each takes the command's options as k
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ofasearch.jobs.face import bench, evaluate, export, find, inspect, train
+    from ofasearch.jobs.face import bench, evaluate_subnet, export, find, inspect, train_supernet
 
-__all__ = ["bench", "evaluate", "export", "find", "inspect", "train"]
+__all__ = ["bench", "evaluate_subnet", "export", "find", "inspect", "train_supernet"]
 __version__ = "0.1.0"
 
 
@@ -26,14 +24,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(face, name)
     raise AttributeError(f"module 'ofasearch' has no attribute '{name}'")
-
-
-class _Package(ModuleType):
-    """Two rooms, `train` and `evaluate`, bear the name of a job: importing one of them must not hide the job."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -100,9 +100,8 @@ def get_table(name: str, space: Space, *, batch: int = 1) -> LatencyTable:
 
     A measured table outranks an estimate of the same name. Raises NotFoundError, FormatError.
     """
-    shipped = _shipped("latency_tables") / f"{name}.csv"
-    if shipped.is_file():
-        return load_table(shipped)
+    if name in shipped_tables():
+        return load_table(_shipped("latency_tables") / f"{name}.csv")
     if name in DEVICES:
         return estimated_table(space, DEVICES[name], batch=batch)
     path = Path(name)

@@ -1,4 +1,7 @@
-"""The jobs as plain functions: keywords in, the JSON answer out. `ofasearch.find` and its siblings."""
+"""The jobs as plain functions: keywords in, the JSON answer out. `ofasearch.find` and its siblings.
+
+Two names are longer than their commands, because `ofasearch.train` and `ofasearch.evaluate` are rooms.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any, TypeVar
 from ofasearch.jobs.find import FindRequest, FindResult
 from ofasearch.jobs.find import find as find_events
 from ofasearch.jobs.setup import Budgets, Question
-from ofasearch.jobs.subnet import bench, evaluate, export, inspect
+from ofasearch.jobs.subnet import bench, export, inspect
+from ofasearch.jobs.subnet import evaluate as evaluate_subnet
 
 T = TypeVar("T")
 
@@ -73,7 +77,7 @@ def find(
     return last(find_events(request), FindResult).record
 
 
-def train(
+def train_supernet(
     *,
     space: str,
     data: str,
@@ -95,4 +99,4 @@ def train(
     return result | {"supernet": str(result["supernet"])}
 
 
-__all__ = ["bench", "evaluate", "export", "find", "inspect", "last", "train"]
+__all__ = ["bench", "evaluate_subnet", "export", "find", "inspect", "last", "train_supernet"]
