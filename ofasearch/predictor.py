@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float32]
 FORMAT = "ofasearch-predictor-1"
 HIDDEN = 400
+VALUE_LIMIT = 10_000  # of a kernel, expand ratio, resolution or number of blocks; larger ones are no network
 PAIRS_LIMIT = 256 * 2**20  # bytes of one pairs file
 TUTORIAL_SPACE = "ofa-mbv3-w1.2"  # what the published acc_predictor.pth was trained for
 
@@ -173,30 +174,31 @@ def load_predictor(path: Path) -> Predictor:
 
 
 def _load_tutorial(path: Path) -> Predictor:
-    import torch
+    from ofasearch.supernet.torchfile import load_plain
 
-    if not path.is_file():
-        raise NotFoundError(f"{path} must be an existing predictor file, but there is none")
+    what = "the once-for-all tutorial's predictor (a plain state_dict)"
+    state = load_plain(path, what)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         tensors = {key: np.asarray(state[key], dtype=np.float32) for i in (0, 2, 4, 6) for key in (f"{i}.weight", f"{i}.bias")}
-    except Exception as error:  # torch.load raises many kinds for damaged files and refused code
-        raise FormatError(
-            f"{path} must be the once-for-all tutorial's predictor (a plain state_dict), but it cannot be read: {_line(error)}"
-        ) from error
+    except KeyError as error:
+        raise FormatError(f"{path} must be {what}, but it cannot be read: it lacks {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{path} must be {what}, but it cannot be read: its entries are no plain tensors") from error
     weights = tuple(np.ascontiguousarray(tensors[f"{i}.weight"].T) for i in (0, 2, 4, 6))
     biases = tuple(tensors[f"{i}.bias"] for i in (0, 2, 4, 6))
     return _checked(path, Predictor(TUTORIAL_ENCODER, weights, biases, 0.0, TUTORIAL_SPACE))
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
 def _checked(path: Path, predictor: Predictor) -> Predictor:
     if not all(np.isfinite(array).all() for array in (*predictor.weights, *predictor.biases, np.array(predictor.offset))):
         raise FormatError(f"{path} must hold finite numbers, but has NaN or infinity")
-    width = predictor.encoder.dims
+    encoder = predictor.encoder
+    values = (*encoder.kernels, *encoder.expands, *encoder.resolutions)
+    if not (values and min(values) > 0 and max(values) <= VALUE_LIMIT and 0 < encoder.blocks <= VALUE_LIMIT and abs(predictor.offset) <= 1):
+        raise FormatError(f"{path} must encode values of 1..{VALUE_LIMIT} and have an offset of at most 1, but it does not")
+    if any(array.dtype != np.float32 for array in (*predictor.weights, *predictor.biases)):
+        raise FormatError(f"{path} must hold float32 layers, but holds others")
+    width = encoder.dims
     for weight, bias in zip(predictor.weights, predictor.biases, strict=True):
         if weight.ndim != 2 or weight.shape[0] != width or bias.shape != (weight.shape[1],):
             raise FormatError(f"{path} must hold layers that fit together, but one of shape {weight.shape} follows {width} features")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -54,9 +55,17 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > JSON_LIMIT:
         raise FormatError(f"{path} must be at most {JSON_LIMIT >> 20} MiB of JSON, but it is larger")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError, OSError) as error:
         raise FormatError(f"{path} must be JSON, but it cannot be read: {error}") from error
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file; NaN and infinities are no JSON."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def append_line(path: Path, record: Any) -> None:

@@ -38,8 +38,8 @@ from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 def find(**options: Any) -> None:
     """Search the best subnet within the budgets, check it, export it.
 
-    Budgets mean "at most" and all hold together. On --target cpu the winner is measured end to end, and accepted when
-    the upper 95 % bound of its measured median keeps the budget.
+    Budgets mean "at most" and all hold together. With --target cpu and --latency the winner is measured end to end, and
+    accepted when the upper 95 % bound of its measured median keeps the budget.
 
     \b
     ofasearch find --target cpu --latency 0.3ms

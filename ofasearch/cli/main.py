@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.Abort:
-        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on", 130)
+        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on (train: with --resume)", 130)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; its message is the group's help, not a sentence
             click.echo(error.format_message(), err=True)
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
         hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
         return _fail(error.format_message().rstrip(".") + hint, 2 if isinstance(error, click.UsageError) else 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on", 130)
+        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on (train: with --resume)", 130)
     except OfaSearchError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:

@@ -54,9 +54,12 @@ class Numbers(_ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            numbers = tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"must be whole numbers separated by commas, such as 160,192,224, but got '{value}'", param, ctx)
+            numbers = ()
+        if not numbers or min(numbers) < 8:
+            self.fail(f"must be sizes of at least 8 pixels separated by commas, such as 160,192,224, but got '{value}'", param, ctx)
+        return numbers
 
 
 NUMBERS = Numbers()

@@ -96,7 +96,7 @@ def _unpack(spec: LayerSpec, vector: Array) -> dict[str, Array]:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One trie node that was just measured; `members` are the rows whose prefix it ends, `logits_of` set at leaves."""
+    """One trie node that was just measured; `members` are the rows whose prefix it ends, `predicted` is set at leaves."""
 
     spec: LayerSpec
     members: Codes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,7 +54,9 @@ class Memory:
         for line in lines:
             try:
                 record = json.loads(line)
-                found[str(record["name"])] = {"ms": float(record["ms"]), "p90_ms": float(record["p90_ms"]), "n": int(record["n"])}
+                row = {"ms": float(record["ms"]), "p90_ms": float(record["p90_ms"]), "n": int(record["n"])}
+                if 0 < row["ms"] < math.inf and 0 < row["p90_ms"] < math.inf:
+                    found[str(record["name"])] = row
             except (ValueError, KeyError, TypeError):
                 continue
         return found

@@ -19,12 +19,12 @@ from ofasearch.data import DataSet, SplitName, load_data
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.members import Collector, Members, join, save_members, walk
 from ofasearch.evaluate.score import CALIBRATION_BATCH, CALIBRATION_IMAGES, batches
+from ofasearch.jobs.setup import MEMBERS_LIMIT
 from ofasearch.records import provenance, write_atomic
 from ofasearch.supernet.elastic import channels_last
 from ofasearch.supernet.supernet import Supernet
 
 GROUP = 27  # members per part file: what an interruption can cost
-LIMIT = 5000  # members; a larger space is sampled, not listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     """
     trained = zoo.load_supernet(supernet)
     space, preprocessing = trained.weights.space, trained.weights.preprocessing
-    if space.size * len(space.resolutions) > LIMIT:
-        raise UsageError(f"only spaces of at most {LIMIT} members are measured whole, but {space.name} has {space.size:,}")
+    if space.size * len(space.resolutions) > MEMBERS_LIMIT:
+        raise UsageError(f"only spaces of at most {MEMBERS_LIMIT} members are measured whole, but {space.name} has {space.size:,}")
     images = load_data(data)
     if images.classes != space.classes or images["test"].images.shape[1] not in space.resolutions:
         raise MismatchError(f"data {images.name} must have the {space.classes} classes and the image size that {supernet} was trained on")

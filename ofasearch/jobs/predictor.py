@@ -79,4 +79,4 @@ def predict(predictor: str, subnet: str) -> dict[str, Any]:
         )
     record: dict[str, Any] = {"predicted_top1": float(found(space.settings(codes[None]))[0])}
     held_out = found.card.get("held_out")
-    return record | ({"held_out_rmse": held_out["rmse_points"] / 100} if held_out else {})
+    return record | ({"held_out_rmse": held_out["rmse_points"] / 100} if isinstance(held_out, dict) and "rmse_points" in held_out else {})

@@ -11,12 +11,15 @@ from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.latency import LatencyProgress, cpu_table
+from ofasearch.latency.measure import fingerprint
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor
 from ofasearch.search.problem import Budget, Objective, Problem
 from ofasearch.space.core import Codes, Space, Values
 from ofasearch.space.costs import activation_bytes_of, macs_of, params_of
 from ofasearch.space.families import get_space
+
+MEMBERS_LIMIT = 5000  # networks; a larger space is not measured whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +62,17 @@ class Setup:
 
 def show_ms(value: float) -> str:
     """Milliseconds for people."""
-    return f"{value:.3g} ms" if value >= 1 else f"{value:.3f} ms"
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms" if value >= 1 else f"{value:.3f} ms"
 
 
 def show_count(value: float) -> str:
     """MACs or parameters for people."""
-    return f"{value / 1e6:.4g} M"
+    return f"{value / 1e6:.4g} M" if value >= 1e4 else f"{value:g}"
 
 
 def show_bytes(value: float) -> str:
     """Bytes for people."""
-    return f"{value / 1e6:.4g} MB"
+    return f"{value / 1e6:.4g} MB" if value >= 1e4 else f"{value:g} B"
 
 
 def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
@@ -87,10 +90,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
             predictor.check_supernet(supernet.weights.digest)
     members = supernet.members if supernet is not None and space is supernet.weights.space else None
     if predictor is None and members is None:
-        raise NotFoundError(
-            f"a search of {space.name} needs an accuracy predictor, but none was given; "
-            f"pass --predictor, or make one: ofasearch predictor fit --space {space.name} --pairs FILE -o predictor.safetensors"
-        )
+        raise _no_objective(space, question)
     notes: list[str] = []
     table = None
     if question.target is not None and question.target != "cpu":
@@ -117,17 +117,28 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=(*notes, *loose))
 
 
+def _no_objective(space: Space, question: Question) -> NotFoundError:
+    """The error for a search that has nothing to rank networks by, with the shortest way out."""
+    if question.supernet is not None and space.size * len(space.resolutions) <= MEMBERS_LIMIT:
+        way = f"measure its members: ofasearch supernet evaluate {question.supernet} --data DIR"
+    else:
+        way = f"make one: ofasearch predictor fit --space {space.name} --pairs FILE -o predictor.safetensors"
+    return NotFoundError(f"a search of {space.name} needs an accuracy predictor, but none was given; pass --predictor, or {way}")
+
+
 def _check(question: Question) -> None:
     b = question.budgets
     if all(limit is None for limit in (b.latency_ms, b.macs, b.params, b.memory_bytes)):
         raise UsageError("at least one budget must be given: --latency, --flops, --params or --memory")
+    for limit in (b.latency_ms, b.macs, b.params, b.memory_bytes):
+        if not isinstance(limit, int | float | None):
+            raise UsageError(f"a budget must be a number (latency in ms), but got {limit!r}")
     if b.latency_ms is not None and question.target is None:
         raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
     for name, value, known in (("runtime", question.runtime, ("ort",)), ("precision", question.precision, ("fp32",))):
         if value not in known:
             raise UsageError(f"--{name} must be one of {', '.join(known)}, but got '{value}'")
-    if question.batch < 1 or question.threads < 1:
-        raise UsageError(f"--batch and --threads must be at least 1, but got {question.batch} and {question.threads}")
+    fingerprint(batch=question.batch, threads=question.threads)  # checks both
 
 
 def _supernet(question: Question) -> zoo.TrainedSupernet | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -189,15 +190,15 @@ def bench(model: str | Path, *, batch: int = 1, threads: int = 1, seconds: float
     path = Path(model)
     if not path.is_file():
         raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
-    if batch < 1 or threads < 1 or not seconds > 0:
-        raise UsageError(f"--batch, --threads and --seconds must be positive, but got {batch}, {threads} and {seconds}")
+    key = fingerprint(batch=batch, threads=threads)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds must be positive, but got {seconds}")
     session = OnnxModel(path, threads=threads)
     shape = session.input_shape(batch)
     if shape[0] != batch:
         raise UsageError(f"--batch must be {shape[0]} for this file, whose batch is fixed, but got {batch}")
     action = session.action(np.random.default_rng(0).normal(size=shape).astype(np.float32))
     timing = stopwatch({"model": action}, StopRule(tolerance=0.002, max_samples=100_000, max_seconds=seconds, min_sample_ms=0.0))["model"]
-    key = fingerprint(batch=batch, threads=threads)
     warning = load_warning()
     return {
         **timing_json(timing),

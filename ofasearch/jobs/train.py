@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from ofasearch.data import DataSet, Preprocessing, channel_statistics, load_data
-from ofasearch.errors import MismatchError, TrainingError, UsageError
+from ofasearch.errors import FormatError, MismatchError, TrainingError, UsageError
 from ofasearch.evaluate.score import CALIBRATION_BATCH, batches, predictions, recalibrate_bn, top1
 from ofasearch.records import append_line, provenance, read_json, write_atomic, write_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
 from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Weights, save_weights
 from ofasearch.train.loop import StepReport, TrainConfig, Trainer
 from ofasearch.train.strategies import STRATEGIES
@@ -119,7 +120,7 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
             line |= {"images_per_second": speed * report.images, "seconds": before + now - started}
             append_line(request.out / "log.jsonl", line | ({"validation_top1": scores} if due or report.step == report.steps else {}))
             epoch_losses = []
-        if now - saved > CHECKPOINT_SECONDS or report.step == report.steps:
+        if now - saved > CHECKPOINT_SECONDS or report.step % trainer.steps_per_epoch == 0:
             _save(request.out / "checkpoint.pt", trainer, {"seconds": before + now - started, "epoch_losses": epoch_losses})
             saved = now
         yield TrainProgress(
@@ -145,13 +146,11 @@ def _open_run(request: TrainRequest, trainer: Trainer) -> tuple[float, list[floa
     """Start or continue the run folder; returns the seconds already spent and the losses of the epoch under way."""
     card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
     run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
-    if not request.resume:
-        if checkpoint.exists():
-            raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
-        write_json(run, card)
-        return 0.0, []
+    if checkpoint.exists() and not request.resume:
+        raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
     if not checkpoint.exists():
         write_json(run, card)
+        _forget_lines_after(request.out / "log.jsonl", 0)
         return 0.0, []
     known = read_json(run)
     if known != card:
@@ -186,10 +185,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises TrainingError when it is damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state)
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        raise TrainingError(f"{path} must be a checkpoint of ofasearch train, but it cannot be read: {error}") from error
+        return load_plain(path, "a checkpoint of ofasearch train")
+    except FormatError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _save(path: Path, trainer: Trainer, progress: dict[str, Any]) -> None:

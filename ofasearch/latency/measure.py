@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofasearch.errors import FormatError
+from ofasearch.errors import FormatError, UsageError
 from ofasearch.latency.table import TableKey
 
+BATCH_LIMIT, THREADS_LIMIT = 4096, 1024
 Action = Callable[[], object]
 Inputs = npt.NDArray[np.float32]
 
@@ -156,7 +157,12 @@ def cpu_model() -> str:
 
 
 def fingerprint(*, batch: int, threads: int) -> TableKey:
-    """The machine at hand with ONNX Runtime: measurements are remembered per fingerprint and refused for others."""
+    """The machine at hand with ONNX Runtime: measurements are remembered per fingerprint and refused for others.
+
+    Raises UsageError for a batch or a number of threads that no measurement should use.
+    """
+    if not 1 <= batch <= BATCH_LIMIT or not 1 <= threads <= THREADS_LIMIT:
+        raise UsageError(f"--batch must be 1..{BATCH_LIMIT} and --threads 1..{THREADS_LIMIT}, but got {batch} and {threads}")
     import onnxruntime as ort
 
     device = f"{cpu_model()} x{os.cpu_count()} {platform.system()} {platform.machine()}"

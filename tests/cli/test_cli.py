@@ -79,6 +79,8 @@ def answers(capsys):
         (3, "find --target rtx2080 --latency 1us", "latency budget must be at least 0."),
         (3, "find --flops 5M --params 1k", "parameter budget must be at least"),
         (1, "find --target nowhere --latency 20ms", "target must be cpu, one of"),
+        (2, "latency build --space compofa-mbv3-cifar --threads -1 -o t.csv", "--threads 1..1024, but got 1 and -1"),
+        (2, "find --target cpu --latency 1ms --batch 1000000", "--batch must be 1..4096"),
         (1, "find --space nowhere --flops 3M", "space must be one of ofa-mbv3-w1.0"),
         (1, "find --supernet nowhere --flops 3M", "supernet must be one of cifar10-compofa"),
         (1, "find --predictor nowhere --flops 8M", "predictor must be one of"),
@@ -102,8 +104,8 @@ def answers(capsys):
         (2, "find --target cpu --latency nanms", "latency must be a positive number"),
         (2, "find --flops 3MB", "the unit of count must be one of no unit, k"),
         (2, "find --memory 3M", "the unit of memory must be one of B, kB"),
-        (2, "find --flops 8M --resolutions big", "must be whole numbers separated by commas"),
-        (2, "find --flops 8M --batch 0", "--batch and --threads must be at least 1"),
+        (2, "find --flops 8M --resolutions big", "must be sizes of at least 8 pixels separated by commas"),
+        (2, "find --flops 8M --batch 0", "--batch must be 1..4096 and --threads 1..1024, but got 0 and 1"),
         (2, "find --flops 8M --precision int3", "--precision must be one of fp32, but got 'int3'"),
         (2, "find --flops 8M --generations -1", "generations of at least 0"),
         (2, "find --flops 8M --top-k 0", "--top-k"),
@@ -154,8 +156,15 @@ def test_code_in_a_predictor_is_not_run(fails, tmp_path, archive):
     buffer = io.BytesIO()
     torch.save(Bomb(mark), buffer)
     path.write_bytes(buffer.getvalue() if archive else pickle.dumps(Bomb(mark)))
-    assert "cannot be read" in fails(1, "find", "--space", "ofa-mbv3-w1.2", "--flops", "300M", "--predictor", path)
+    sentence = fails(1, "find", "--space", "ofa-mbv3-w1.2", "--flops", "300M", "--predictor", path)
+    assert "cannot be read: it is damaged or holds code, which is never run" in sentence
+    assert "weights_only" not in sentence  # torch's own text advises to switch the safety off
     assert not mark.exists()
+
+
+def test_infinite_numbers_in_json_are_refused(fails, tmp_path):
+    (tmp_path / "x.json").write_text('{"ks": [1e999]}')
+    assert "1e999 is no finite number" in fails(1, "inspect", tmp_path / "x.json")
 
 
 def test_a_predictor_of_another_space_is_refused(fails, shared_data):

@@ -10,12 +10,15 @@ import torch
 
 import ofasearch
 from ofasearch import zoo
+from ofasearch.data import ImageSet, load_data
 from ofasearch.errors import InfeasibleError, MismatchError, NotFoundError, UsageError, VerificationError
 from ofasearch.jobs import find as job
 from ofasearch.jobs import latency as machine
 from ofasearch.jobs import setup
 from ofasearch.jobs.deliver import load_subnet, prove, to_network
+from ofasearch.jobs.latency import Memory
 from ofasearch.latency.measure import OnnxModel, Timing, fingerprint
+from ofasearch.latency.table import TableKey
 from ofasearch.predictor import Encoder, Predictor, save_predictor
 from ofasearch.space.costs import activation_bytes_of, costs, macs, macs_of, params_of
 from ofasearch.space.static import net_config
@@ -481,3 +484,27 @@ def test_a_measured_objective_keeps_to_its_networks_when_resolutions_are_narrowe
     *_, found = setup.prepare(question)
     expected = members.top1("validation")
     assert -found.problem.objective(found.space.enumerate()) == pytest.approx(expected)
+
+
+def test_data_of_another_image_size_is_refused(monkeypatch, tmp_path):
+    digits = load_data("digits")
+    small = {name: ImageSet(part.images[:, ::2, ::2], part.labels) for name, part in digits.splits.items()}
+    monkeypatch.setattr("ofasearch.jobs.find.load_data", lambda _: replace(digits, splits=small))
+    with pytest.raises(MismatchError, match="images of digits must have 32 pixels for this supernet, but have 16"):
+        ofasearch.find(macs=8e6, data="digits", out=tmp_path)
+
+
+def test_foreign_data_is_told(tmp_path):
+    notes = ofasearch.find(macs=8e6, data="digits", out=tmp_path)["notes"]
+    assert any("digits names other classes than the supernet" in note for note in notes)
+    assert any("is far below the" in note for note in notes)
+
+
+def test_remembered_nonsense_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path))
+    memory = Memory(TableKey(device="d", runtime="r"))
+    memory.add("layers", "good", {"ms": 1.0, "p90_ms": 1.0, "n": 1})
+    for bad in ("NaN", "-1.0", "0.0", "Infinity"):
+        with (memory.folder / "layers.jsonl").open("a") as file:
+            file.write(f'{{"name": "bad", "ms": {bad}, "p90_ms": 1.0, "n": 1}}\n')
+    assert set(memory.load("layers")) == {"good"}

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from ofasearch.data import DataSet, ImageSet
 from ofasearch.deploy.export import build_onnx, random_weights
 from ofasearch.errors import ArchError, CalibrationError, FormatError, MismatchError, NotFoundError, UsageError, VerificationError
 from ofasearch.jobs import subnet as job
-from ofasearch.jobs.deliver import load_subnet, save_subnet, uncalibrated_subnet
+from ofasearch.jobs.deliver import load_subnet, onnx_bytes, prove, save_subnet, uncalibrated_subnet
 from ofasearch.latency.measure import OnnxModel
 from ofasearch.space.costs import costs
 from ofasearch.space.families import get_space
@@ -318,3 +318,15 @@ def test_bench_names_a_file_that_is_not_there(tmp_path):
 def test_an_exported_file_takes_raw_metadata_and_any_batch(found):
     model = OnnxModel(found / "subnet.onnx")
     assert model(np.zeros((3, 3, 32, 32), dtype=np.float32)).shape == (3, 10)
+
+
+def test_an_uncalibrated_network_of_large_logits_is_still_proved(shipped):
+    """Foreign statistics let activations grow by orders of magnitude, and rounding with them."""
+    grown = {
+        k: a * 1e6 if k.startswith("head.classifier") else a
+        for k, a in uncalibrated_subnet(shipped.weights, shipped.weights.space.largest(), "x").arrays.items()
+    }
+    subnet = replace(uncalibrated_subnet(shipped.weights, shipped.weights.space.largest(), "x"), arrays=grown)
+    assert prove(subnet, onnx_bytes(subnet), None)[0] > 1e-4
+    with pytest.raises(VerificationError, match="must give the network's logits within 0.0001"):
+        prove(replace(subnet, calibrated="shipped statistics"), onnx_bytes(subnet), None)
