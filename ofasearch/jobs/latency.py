@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ofasearch.deploy.export import build_onnx, random_weights
+from ofasearch.errors import WriteError
 from ofasearch.latency.measure import OnnxModel, StopRule, Timing, fingerprint, stopwatch
 from ofasearch.latency.table import ANY, Correction, LatencyTable, Row, Shape, TableKey, describe
 from ofasearch.records import append_line, cache_dir, write_json
@@ -43,6 +44,7 @@ class Memory:
         slug = hashlib.sha256(json.dumps(asdict(key)).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "latency" / slug
         self._key = key
+        self.failure: str | None = None  # why measurements could not be remembered
 
     def load(self, kind: str) -> dict[str, dict[str, Any]]:
         """Measurements of a kind ("layers", "nets") by name; torn or foreign lines are skipped."""
@@ -62,10 +64,13 @@ class Memory:
         return found
 
     def add(self, kind: str, name: str, record: Mapping[str, Any]) -> None:
-        """Remember one measurement."""
-        if not (self.folder / "fingerprint.json").exists():
-            write_json(self.folder / "fingerprint.json", asdict(self._key))
-        append_line(self.folder / f"{kind}.jsonl", {"name": name, **record})
+        """Remember one measurement; where the folder cannot be written, go on and keep the reason in `failure`."""
+        try:
+            if not (self.folder / "fingerprint.json").exists():
+                write_json(self.folder / "fingerprint.json", asdict(self._key))
+            append_line(self.folder / f"{kind}.jsonl", {"name": name, **record})
+        except WriteError as error:
+            self.failure = str(error)
 
 
 def cpu_table(space: Space, *, batch: int = 1, threads: int = 1) -> Iterator[LatencyProgress | LatencyTable]:
@@ -117,7 +122,8 @@ def cpu_table(space: Space, *, batch: int = 1, threads: int = 1) -> Iterator[Lat
         yield progress(names[-1])
     rows = {(ANY, layers[name].shape): Row(**known_layers[name]) for name in layers}
     raw = LatencyTable("cpu", key, "measured", rows)
-    yield _corrected(raw, nets, {name: known_nets[name]["ms"] for name in nets})
+    table = _corrected(raw, nets, {name: known_nets[name]["ms"] for name in nets})
+    yield table.corrected(table.correction, not_remembered=memory.failure) if memory.failure else table
 
 
 def _name(shape: Shape) -> str:

@@ -91,7 +91,6 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     members = supernet.members if supernet is not None and space is supernet.weights.space else None
     if predictor is None and members is None:
         raise _no_objective(space, question)
-    notes: list[str] = []
     table = None
     if question.target is not None and question.target != "cpu":
         table = zoo.get_table(question.target, space, batch=question.batch)
@@ -103,18 +102,28 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
                 table = event
             else:
                 yield event
-    if table is not None and table.source == "estimated":
-        notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
     if members is not None:
         members = members.narrowed(space)
     objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
     problem = Problem(space, objective, tuple(_budgets(question.budgets, space, table)))
-    loose = []
+    notes = _table_notes(table)
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
-            loose.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
-    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=(*notes, *loose))
+            notes.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
+    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=tuple(notes))
+
+
+def _table_notes(table: LatencyTable | None) -> list[str]:
+    """What the user should know of the latencies the search goes by."""
+    notes = []
+    if table is not None and "not_remembered" in table.card:
+        notes.append(
+            f"measurements were not remembered, set OFASEARCH_CACHE to a folder that can be written: {table.card['not_remembered']}"
+        )
+    if table is not None and table.source == "estimated":
+        notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
+    return notes
 
 
 def _no_objective(space: Space, question: Question) -> NotFoundError:

@@ -508,3 +508,11 @@ def test_remembered_nonsense_is_measured_again(tmp_path, monkeypatch):
         with (memory.folder / "layers.jsonl").open("a") as file:
             file.write(f'{{"name": "bad", "ms": {bad}, "p90_ms": 1.0, "n": 1}}\n')
     assert set(memory.load("layers")) == {"good"}
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_memory(device, shipped, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "file"))
+    _, table = table_of(shipped.weights.space)
+    assert "must be writable" in table.card["not_remembered"]
+    assert len(device.nets) == 30
