@@ -40,7 +40,11 @@ class EvolutionConfig:
             or not 0 <= self.mutation_ratio <= 1
             or not 0 <= self.mutation_probability <= 1
         ):
-            raise UsageError(f"evolution needs a population of at least 4, generations of at least 0 and ratios in (0, 1], but got {self}")
+            ratios = (self.parent_ratio, self.mutation_ratio, self.mutation_probability)
+            raise UsageError(
+                "evolution needs a population of at least 4, generations of at least 0, 1 or more to keep and ratios in (0, 1], "
+                f"but got {self.population}, {self.generations}, {self.keep} and {ratios}"
+            )
 
 
 def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) -> Iterator[Generation]:

@@ -36,9 +36,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not 0 < self.lr < math.inf or not 0 <= self.warmup_epochs < self.epochs:
-            raise UsageError(f"training needs at least 1 epoch, a batch of 2, a positive rate and a warm-up within the run, but got {self}")
+            raise UsageError(
+                f"training needs at least 1 epoch, a batch of 2, a positive rate and a warm-up within the run, "
+                f"but got {self.epochs} epochs, a batch of {self.batch_size}, rate {self.lr} and {self.warmup_epochs} epochs of warm-up"
+            )
         if not 0 < self.momentum < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"momentum must lie in (0, 1), weight decay be at least 0 and label smoothing lie in [0, 1), but got {self}")
+            raise UsageError(
+                f"momentum must lie in (0, 1), weight decay be at least 0 and label smoothing lie in [0, 1), "
+                f"but got {self.momentum}, {self.weight_decay} and {self.label_smoothing}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

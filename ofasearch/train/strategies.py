@@ -61,7 +61,10 @@ class DepS:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_share <= 1 or not 0 < self.epsilon <= 1 or self.subnets < 1 or not 0 <= self.ramp_share <= 1:
-            raise UsageError(f"deps needs shares in [0, 1], epsilon in (0, 1] and at least 1 subnet, but got {self}")
+            raise UsageError(
+                f"deps needs shares in [0, 1], epsilon in (0, 1] and at least 1 subnet, but got "
+                f"{self.warmup_share}, {self.ramp_share}, {self.epsilon} and {self.subnets}"
+            )
 
     def epsilon_at(self, step: int, steps: int) -> float:
         """The gradient multiplier of subnets at a step; 0 during the warm-up of the full model."""

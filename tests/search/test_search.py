@@ -263,8 +263,8 @@ BAD += [{"mutation_probability": value} for value in (-0.1, 1.1, float("nan"))]
 
 @pytest.mark.parametrize("settings", BAD, ids=str)
 def test_a_setting_out_of_range_is_refused(settings):
-    [(name, value)] = settings.items()
-    with pytest.raises(UsageError, match=rf"evolution needs .*, but got EvolutionConfig\(.*{name}={value}\b"):
+    [value] = settings.values()
+    with pytest.raises(UsageError, match=rf"evolution needs .*, but got .*(?<![\d.]){value}(?![\d.])"):
         EvolutionConfig(**settings)
 
 
