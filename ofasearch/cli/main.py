@@ -67,15 +67,13 @@ def run(argv: list[str]) -> int:
         cli.main(args=argv, prog_name="ofasearch", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.exceptions.Abort:
-        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on (train: with --resume)", 130)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; its message is the group's help, not a sentence
             click.echo(error.format_message(), err=True)
             return 2
         hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
         return _fail(error.format_message().rstrip(".") + hint, 2 if isinstance(error, click.UsageError) else 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):
         return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on (train: with --resume)", 130)
     except OfaSearchError as error:
         return _fail(str(error), error.exit_code)

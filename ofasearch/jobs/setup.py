@@ -11,7 +11,7 @@ from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.latency import LatencyProgress, cpu_table
-from ofasearch.latency.measure import fingerprint
+from ofasearch.latency.measure import check_run
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor
 from ofasearch.search.problem import Budget, Objective, Problem
@@ -147,7 +147,7 @@ def _check(question: Question) -> None:
     for name, value, known in (("runtime", question.runtime, ("ort",)), ("precision", question.precision, ("fp32",))):
         if value not in known:
             raise UsageError(f"--{name} must be one of {', '.join(known)}, but got '{value}'")
-    fingerprint(batch=question.batch, threads=question.threads)  # checks both
+    check_run(batch=question.batch, threads=question.threads)
 
 
 def _supernet(question: Question) -> zoo.TrainedSupernet | None:

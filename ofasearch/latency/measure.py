@@ -156,13 +156,18 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def check_run(*, batch: int, threads: int) -> None:
+    """Raise UsageError for a batch or a number of threads that no measurement should use."""
+    if not 1 <= batch <= BATCH_LIMIT or not 1 <= threads <= THREADS_LIMIT:
+        raise UsageError(f"--batch must be 1..{BATCH_LIMIT} and --threads 1..{THREADS_LIMIT}, but got {batch} and {threads}")
+
+
 def fingerprint(*, batch: int, threads: int) -> TableKey:
     """The machine at hand with ONNX Runtime: measurements are remembered per fingerprint and refused for others.
 
-    Raises UsageError for a batch or a number of threads that no measurement should use.
+    Raises UsageError as `check_run` does.
     """
-    if not 1 <= batch <= BATCH_LIMIT or not 1 <= threads <= THREADS_LIMIT:
-        raise UsageError(f"--batch must be 1..{BATCH_LIMIT} and --threads 1..{THREADS_LIMIT}, but got {batch} and {threads}")
+    check_run(batch=batch, threads=threads)
     import onnxruntime as ort
 
     device = f"{cpu_model()} x{os.cpu_count()} {platform.system()} {platform.machine()}"

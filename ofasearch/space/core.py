@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ Values = npt.NDArray[np.float64]
 Kind = Literal["conv", "mbconv", "bottleneck", "pool", "linear"]
 Act = Literal["none", "relu", "relu6", "h_swish"]
 Reduce = Literal["sum", "max"]
-T = TypeVar("T", np.int64, np.float64)
 
 CHUNK = 65_536  # networks priced at once, so that a large population needs little extra memory
 ENUMERATION_LIMIT = 1_000_000  # rows; a larger space is searched, not listed
@@ -178,11 +177,6 @@ class _TableIndex:
         """Positions (n, tables) of codes (n, g)."""
         return np.asarray((codes @ self._strides + self._starts).astype(np.int64))
 
-    @staticmethod
-    def flatten(tables: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
-        """All entries in the layout that the positions refer to."""
-        return np.concatenate([table.ravel() for table in tables])
-
 
 class Cost:
     """A price of whole networks: a gather over one small table per group of slots with the same parent genes.
@@ -195,7 +189,7 @@ class Cost:
         self._slope, self._offset = slope, offset
         self._bounds: Bounds | None = None
         self._index = _TableIndex(space.genes, list(self._tables))
-        self._flat = self._index.flatten(list(self._tables.values()))
+        self._flat = np.concatenate([table.ravel() for table in self._tables.values()])
 
     def __call__(self, codes: Codes) -> Values:
         """Prices (n,) of canonical codes (n, g)."""

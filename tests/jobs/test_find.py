@@ -1,7 +1,6 @@
 """`find` from question to files: the exact optimum, files that agree, and latency budgets kept by measurement."""
 
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -26,20 +25,6 @@ from ofasearch.space.static import net_config
 BUDGET = 8e6  # MACs; the shipped space reaches from 4.2 to 14.4 M
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync():
-    """Nothing here has to survive a power cut, and a proof on 16 images is one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr("ofasearch.jobs.deliver.CHECK_IMAGES", 16)
-        yield
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return zoo.load_supernet(zoo.DEFAULT_SUPERNET)
-
-
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch, shipped):
     """The shipped supernet is read once for all tests here; other names go to the zoo."""
@@ -59,7 +44,7 @@ def rank_predictor(shipped):
 
 
 @pytest.fixture(scope="module")
-def answer(tmp_path_factory, shipped, no_fsync):
+def answer(tmp_path_factory, shipped, quick):
     """One run with a MACs budget, and its folder; read only."""
     folder = tmp_path_factory.mktemp("find")
     return ofasearch.find(macs=BUDGET, out=folder), folder

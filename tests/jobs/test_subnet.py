@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 from dataclasses import asdict, replace
 
@@ -24,20 +23,6 @@ from ofasearch.space.families import get_space
 SPACE = get_space("compofa-mbv3-cifar")
 ARCH = "compofa-mbv3-cifar@r32-2-3-2-4-2"
 CODES = np.array(SPACE.parse(ARCH).codes, dtype=np.int64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Nothing here has to survive a power cut, and a proof on 16 images is one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr("ofasearch.jobs.deliver.CHECK_IMAGES", 16)
-        yield
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return zoo.load_supernet(zoo.DEFAULT_SUPERNET)
 
 
 @pytest.fixture(scope="module")
