@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,19 @@ def append_line(path: Path, record: Any) -> None:
             file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
     except OSError as error:
         raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold `<path>.lock` against other processes; where the system knows no locks, or the folder cannot be written, go on without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def file_digest(path: Path) -> str:

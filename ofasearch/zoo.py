@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofasearch.errors import FormatError, NotFoundError
+from ofasearch.download import OFFICIAL, DownloadProgress, fetch, official_path
+from ofasearch.errors import NotFoundError
 from ofasearch.evaluate.members import Members, load_members
 from ofasearch.latency.roofline import DEVICES, estimated_table
 from ofasearch.latency.table import LatencyTable, load_ofa_yaml, load_table
 from ofasearch.predictor import Predictor, load_predictor
 from ofasearch.space.core import Space
+from ofasearch.supernet.importers import load_official
 from ofasearch.supernet.weights import Weights, load_weights
 
 DEFAULT_SUPERNET = "cifar10-compofa"
@@ -38,7 +41,9 @@ def supernet_names() -> tuple[str, ...]:
 
 
 def load_supernet(name: str) -> TrainedSupernet:
-    """A shipped supernet by name, or one by path: its file or the folder of a training run.
+    """A shipped supernet or an official one (fetched if need be) by name, or one by path.
+
+    A path is our file, the folder of a training run, or a once-for-all or CompOFA checkpoint.
 
     Raises NotFoundError, FormatError, MismatchError.
     """
@@ -48,11 +53,27 @@ def load_supernet(name: str) -> TrainedSupernet:
         folder = Path(name)
     elif Path(name).is_file():
         if Path(name).suffix != ".safetensors":
-            raise FormatError(f"supernet {name} must be a .safetensors file of ofasearch, but is another kind of file")
+            return TrainedSupernet(Path(name).name, load_official(Path(name)), None)
         return _load(Path(name).stem, Path(name), Path(name).with_name(MEMBERS_FILE))
+    elif name in OFFICIAL:
+        for _ in fetch(name):
+            pass  # who wants to show progress fetches first
+        return TrainedSupernet(name, load_official(official_path(name), OFFICIAL[name].space), None)
     else:
-        raise NotFoundError(f"supernet must be one of {', '.join(supernet_names())} or an existing file, but got '{name}'")
+        known = ", ".join((*supernet_names(), *OFFICIAL))
+        raise NotFoundError(f"supernet must be one of {known} or an existing file, but got '{name}'")
     return _load(folder.resolve().name, folder / WEIGHTS_FILE, folder / MEMBERS_FILE)
+
+
+def fetch_supernet(name: str | None) -> Iterator[DownloadProgress]:
+    """Fetch what `load_supernet` would, with progress; nothing to do for other names.
+
+    Raises NotFoundError, FormatError, WriteError.
+    """
+    if name in OFFICIAL and not Path(name).exists():
+        for event in fetch(name):
+            if isinstance(event, DownloadProgress):
+                yield event
 
 
 def supernet_folder(name: str) -> Path:

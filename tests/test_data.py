@@ -254,12 +254,16 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_a_missing_source_is_named(tmp_path):
-    with pytest.raises(NotFoundError, match=r"data must be 'digits', a .parquet file or a folder of them, but '/nowhere' is none of these"):
+    with pytest.raises(
+        NotFoundError, match=r"data must be 'digits', an existing file or folder, or one of cifar10, .*, but '/nowhere' is none of these"
+    ):
         load_data("/nowhere")
-    with pytest.raises(NotFoundError, match=r"must hold train\*.parquet, but it has none"):
+    with pytest.raises(
+        NotFoundError, match=r"must hold train\*.parquet, CIFAR batches, idx files, or images in one folder per class .*, but does not"
+    ):
         load_data(str(tmp_path))
     (tmp_path / "notes.txt").write_text("no images")
-    with pytest.raises(NotFoundError, match=r"notes.txt' is none of these"):
+    with pytest.raises(NotFoundError, match=r"notes.txt' is another kind of file"):
         load_data(os.fspath(tmp_path / "notes.txt"))
 
 

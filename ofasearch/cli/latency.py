@@ -41,7 +41,7 @@ def build(*, space: str, target: str, batch: int, threads: int, resolutions: str
     """Measure this machine and write the table. What was measured before is remembered; run again to resume."""
     from ofasearch.cli.units import NUMBERS
     from ofasearch.jobs.latency import cpu_table
-    from ofasearch.latency.measure import load_warning
+    from ofasearch.latency.measure import check_run, load_warning
     from ofasearch.latency.table import LatencyTable, save_table
     from ofasearch.space.families import get_space
 
@@ -49,6 +49,7 @@ def build(*, space: str, target: str, batch: int, threads: int, resolutions: str
     if resolutions:
         found = found.with_resolutions(NUMBERS.convert(resolutions, None, None))
     reporter = show.Reporter(quiet=quiet)
+    check_run(batch=batch, threads=threads)
     warning = load_warning()
     if warning:
         reporter.say(warning)

@@ -20,6 +20,8 @@ from ofasearch.cli import show
 @click.option("--label-smoothing", default=0.0, show_default=True)
 @click.option("--subnets", default=2, show_default=True, help="Networks per step once shrinking has begun, the full one included.")
 @click.option("--warmup-share", default=0.5, show_default=True, help="Share of the run that trains the full model alone.")
+@click.option("--smallest", is_flag=True, help="Train the smallest network in every such step, as one of --subnets.")
+@click.option("--init", type=click.Path(path_type=Path), help="Start from the weights of this supernet of the same space.")
 @click.option("--evaluate-every", default=4, show_default=True, help="Epochs between validations of three networks; 0 for the end only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
@@ -28,7 +30,8 @@ from ofasearch.cli import show
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(
     *, space: str, data: str, strategy: str, epochs: int, batch_size: int, lr: float, weight_decay: float, label_smoothing: float,
-    subnets: int, warmup_share: float, evaluate_every: int, seed: int, out: Path, resume: bool, as_json: bool, quiet: bool,
+    subnets: int, warmup_share: float, smallest: bool, init: Path | None,
+    evaluate_every: int, seed: int, out: Path, resume: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a supernet. The run folder holds checkpoint, log and at the end supernet.safetensors."""
     from ofasearch.jobs.train import TrainRequest, TrainResult
@@ -44,9 +47,17 @@ def train(
         seed=seed,
         warmup_epochs=min(1.0, epochs / 10),
     )
-    options = {"subnets": subnets, "warmup_share": warmup_share}
+    options = {"subnets": subnets, "warmup_share": warmup_share} | ({"smallest": True} if smallest else {})
     request = TrainRequest(
-        space=space, data=data, out=out, strategy=strategy, options=options, config=config, resume=resume, evaluate_every=evaluate_every
+        space=space,
+        data=data,
+        out=out,
+        strategy=strategy,
+        options=options,
+        config=config,
+        init=init,
+        resume=resume,
+        evaluate_every=evaluate_every,
     )
     reporter = show.Reporter(quiet=quiet or as_json)
     scores: dict[str, float] = {}

@@ -5,7 +5,7 @@ Legend: n = images, B = batch. Predictions and labels are integer arrays (n,); r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +13,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ofasearch.data import Images, Preprocessing
+from ofasearch.data import DataSet, Preprocessing, Split
 from ofasearch.errors import CalibrationError
 from ofasearch.supernet.elastic import norms
 
 CALIBRATION_IMAGES = 2000
 CALIBRATION_BATCH = 200
+BATCH = 500  # small images
+LARGE_BATCH = 64  # photographs: what a laptop's memory holds of a network's activations at 224 pixels
+LARGE = 96  # pixels
 
 
-def batches(images: Images, preprocessing: Preprocessing, *, size: int = 500) -> Iterable[Tensor]:
-    """Normalised inputs (B, 3, H, H) of at most `size` images each, in order."""
-    for start in range(0, len(images), size):
-        yield torch.from_numpy(preprocessing.apply(images[start : start + size]))
+def batches(images: Split, preprocessing: Preprocessing, *, resolution: int, size: int = BATCH) -> Iterator[Tensor]:
+    """Normalised inputs (B, 3, resolution, resolution) of at most `size` images each, in order."""
+    return map(torch.from_numpy, images.inputs(preprocessing, resolution=resolution, batch=size))
+
+
+def calibration_batches(data: DataSet, preprocessing: Preprocessing, *, resolution: int) -> list[Tensor]:
+    """The inputs that batch norm is recalibrated on: at most 2,000 images of the calibration split."""
+    images = data["calibration"]
+    chosen = images.take(np.arange(min(CALIBRATION_IMAGES, len(images))))
+    return list(batches(chosen, preprocessing, resolution=resolution, size=CALIBRATION_BATCH))
 
 
 @dataclass(slots=True)
@@ -75,10 +84,11 @@ def recalibrate_bn(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]
 
 
 @torch.no_grad()
-def predictions(network: nn.Module, images: Images, preprocessing: Preprocessing) -> npt.NDArray[np.int64]:
+def predictions(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> npt.NDArray[np.int64]:
     """Predicted class of each image (n,)."""
     network.eval()
-    return np.concatenate([network(x).argmax(1).numpy() for x in batches(images, preprocessing)])
+    size = BATCH if resolution <= LARGE else LARGE_BATCH
+    return np.concatenate([network(x).argmax(1).numpy() for x in batches(images, preprocessing, resolution=resolution, size=size)])
 
 
 def top1(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:

@@ -25,6 +25,7 @@ from ofasearch.supernet.weights import Array, Weights, slice_network
 
 FORMAT = "ofasearch-subnet-1"
 CHECK_IMAGES = 256
+CHECK_PHOTOGRAPHS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,14 @@ def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) 
 
 def calibrated_subnet(weights: Weights, codes: Codes, data: DataSet, name: str, *, space: Space | None = None) -> Subnet:
     """A network whose batch norm is recalibrated on the calibration split (labels are not used)."""
-    from ofasearch.evaluate.score import CALIBRATION_BATCH, CALIBRATION_IMAGES, batches, recalibrate_bn
+    from ofasearch.evaluate.score import calibration_batches, recalibrate_bn
 
-    network = to_network(uncalibrated_subnet(weights, codes, name, space=space))
-    images = data["calibration"].images[:CALIBRATION_IMAGES]
-    recalibrate_bn(network, list(batches(images, weights.preprocessing, size=CALIBRATION_BATCH)))
+    subnet = uncalibrated_subnet(weights, codes, name, space=space)
+    network = to_network(subnet)
+    inputs = calibration_batches(data, weights.preprocessing, resolution=subnet.blueprint[0].hw_in)
+    recalibrate_bn(network, inputs)
     arrays = {k: np.ascontiguousarray(t.numpy()) for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    return _subnet(weights, codes, arrays, name, f"{len(images)} images of {data.name} calibration", space)
+    return _subnet(weights, codes, arrays, name, f"{sum(map(len, inputs))} images of {data.name} calibration", space)
 
 
 def uncalibrated_subnet(weights: Weights, codes: Codes, name: str, *, space: Space | None = None) -> Subnet:
@@ -126,9 +128,10 @@ def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
 def check_images(subnet: Subnet, data: DataSet | None) -> tuple[npt.NDArray[np.float32], str]:
     """Inputs to prove an export on, and what they are: the first test images of the data, else seeded noise images."""
     size = subnet.blueprint[0].hw_in
-    if data is not None and data["test"].images.shape[1] == size:
-        images = data["test"].images[:CHECK_IMAGES]
-        return subnet.preprocessing.apply(images), f"{len(images)} test images of {data.name}"
+    if data is not None and data.pixels in (None, size):
+        few = data["test"].take(np.arange(min(CHECK_IMAGES if data.pixels else CHECK_PHOTOGRAPHS, len(data["test"]))))
+        (inputs,) = few.inputs(subnet.preprocessing, resolution=size, batch=len(few))
+        return inputs, f"{len(few)} test images of {data.name}"
     images = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES, size, size, 3), dtype=np.uint8)
     return subnet.preprocessing.apply(images), f"{CHECK_IMAGES} seeded random images"
 

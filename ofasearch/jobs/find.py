@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ofasearch import zoo
 from ofasearch.data import DataSet, load_data
 from ofasearch.errors import InfeasibleError, MismatchError, UsageError
 from ofasearch.jobs.deliver import (
@@ -104,6 +105,8 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     if request.top_k < 1 or request.seed < 0:
         raise UsageError(f"--top-k must be at least 1 and --seed at least 0, but got {request.top_k} and {request.seed}")
     data = load_data(request.data) if request.data else None
+    for fetched in zoo.fetch_supernet(request.question.supernet):
+        yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
     setup: Setup | None = None
     for event in prepare(request.question):
         if isinstance(event, LatencyProgress):
@@ -269,12 +272,12 @@ def _check_data(setup: Setup, data: DataSet | None) -> None:
     """Raise MismatchError unless the data has the classes and, for small images, the size that the supernet works on."""
     if data is None or setup.supernet is None:
         return
-    classes, size = setup.supernet.weights.space.classes, data["test"].images.shape[1]
-    if data.classes != classes:
+    classes, size = setup.supernet.weights.space.classes, data.pixels
+    if data.classes not in (0, classes):
         raise MismatchError(
             f"data {data.name} must have the supernet's {classes} classes, but has {data.classes}; give what it was trained on"
         )
-    if size not in setup.space.resolutions:
+    if size is not None and size not in setup.space.resolutions:
         sizes = ", ".join(map(str, setup.space.resolutions))
         raise MismatchError(
             f"images of {data.name} must have {sizes} pixels for this supernet, but have {size}; give what it was trained on"
@@ -285,7 +288,9 @@ def _data_notes(setup: Setup, data: DataSet | None, top1: float | None, predicte
     """What hints that the data is not what the supernet was trained on."""
     notes = []
     names = setup.supernet.weights.class_names if setup.supernet else ()
-    if data is not None and names and names != data.class_names:
+    if data is not None and data.classes == 0:
+        notes.append(f"{data.name} has no labels: it recalibrated batch norm, and the accuracy was not measured")
+    elif data is not None and names and names != data.class_names:
         notes.append(f"{data.name} names other classes than the supernet: its batch norm was recalibrated on foreign images")
     if top1 is not None and top1 < predicted - FALL:
         notes.append(f"the test top-1 of {100 * top1:.1f} % is far below the {100 * predicted:.1f} % that the search went by")
@@ -358,17 +363,17 @@ def _export(folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: Data
     }
     difference, images = prove(subnet, onnx_bytes(subnet), data)
     measured: dict[str, Any] = {"onnx_max_abs_diff": difference, "onnx_checked_on": images, "calibrated": subnet.calibrated}
-    if data is not None:
+    if data is not None and data.classes:
         from ofasearch.evaluate.score import predictions, top1
         from ofasearch.jobs.deliver import to_network
 
         test = data["test"]
         measured |= {
-            "top1": top1(predictions(to_network(subnet), test.images, subnet.preprocessing), test.labels),
+            "top1": top1(predictions(to_network(subnet), test, subnet.preprocessing, resolution=subnet.blueprint[0].hw_in), test.labels),
             "source": "live",
             "n": len(test),
         }
-    elif setup.members is not None:
+    elif data is None and setup.members is not None:
         member = int(setup.members.index(codes[None])[0])
         measured |= {"top1": float(setup.members.top1("test")[member]), "source": "shipped", "n": len(setup.members.labels["test"])}
     facts |= {"measured": measured, "machine": asdict(fingerprint(batch=1, threads=1))}

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ofasearch import zoo
-from ofasearch.data import DataSet, SplitName, load_data
+from ofasearch.data import DataSet, ImageSet, SplitName, load_data
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.members import Collector, Members, join, save_members, walk
-from ofasearch.evaluate.score import CALIBRATION_BATCH, CALIBRATION_IMAGES, batches
+from ofasearch.evaluate.score import batches, calibration_batches
 from ofasearch.jobs.setup import MEMBERS_LIMIT
 from ofasearch.records import provenance, write_atomic
 from ofasearch.supernet.elastic import channels_last
@@ -55,7 +55,7 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     if space.size * len(space.resolutions) > MEMBERS_LIMIT:
         raise UsageError(f"only spaces of at most {MEMBERS_LIMIT} members are measured whole, but {space.name} has {space.size:,}")
     images = load_data(data)
-    if images.classes != space.classes or images["test"].images.shape[1] not in space.resolutions:
+    if images.classes != space.classes or images.pixels is None or [images.pixels] != list(space.resolutions):
         raise MismatchError(f"data {images.name} must have the {space.classes} classes and the image size that {supernet} was trained on")
     digest = trained.weights.digest
     target = out or zoo.supernet_folder(supernet) / zoo.MEMBERS_FILE
@@ -63,9 +63,9 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     codes = space.enumerate()
     model = Supernet.from_arrays(space, trained.weights.arrays)
     channels_last(model)
-    calibration = list(batches(images["calibration"].images[:CALIBRATION_IMAGES], preprocessing, size=CALIBRATION_BATCH))
+    calibration = calibration_batches(images, preprocessing, resolution=images.pixels)
     splits: tuple[SplitName, ...] = ("validation", "test")
-    inputs: dict[str, list[Any]] = {name: list(batches(images[name].images, preprocessing)) for name in splits}
+    inputs: dict[str, list[Any]] = {name: list(batches(images[name], preprocessing, resolution=images.pixels)) for name in splits}
     layers = max(len(space.blueprint(row)) for row in codes)
     parts: list[dict[str, npt.NDArray[Any]]] = []
     started, fresh = time.perf_counter(), 0
@@ -106,8 +106,10 @@ def _stamp(images: DataSet) -> str:
     """What tells the images that members are measured on from others."""
     sha = hashlib.sha256()
     for split in ("calibration", "validation", "test"):
-        sha.update(images[split].images.tobytes())
-        sha.update(images[split].labels.tobytes())
+        part = images[split]
+        assert isinstance(part, ImageSet)  # images of one fixed size
+        sha.update(part.images.tobytes())
+        sha.update(part.labels.tobytes())
     return sha.hexdigest()[:12]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ofasearch import zoo
-from ofasearch.data import DataSet, Preprocessing, SplitName, load_data
+from ofasearch.data import DataSet, Preprocessing, Split, SplitName, load_data
 from ofasearch.errors import ArchError, CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.jobs.deliver import (
     Subnet,
@@ -80,7 +80,7 @@ def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None 
     space = trained.weights.space
     codes = parse_codes(text, space)
     if data is not None:
-        if data.classes != space.classes:
+        if data.classes not in (0, space.classes):
             raise MismatchError(f"data {data.name} must have the supernet's {space.classes} classes, but has {data.classes}")
         return calibrated_subnet(trained.weights, codes, data, trained.name)
     if trained.members is not None:
@@ -110,22 +110,25 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
 
     images = load_data(data)
     part = images[split]
+    if images.classes == 0 or len(part) == 0:
+        raise MismatchError(f"data must have labelled {split} images to score on, but {images.name} has none")
     if subnet.endswith(".onnx"):
         model, preprocessing = _open_onnx(Path(subnet))
         _check_calibrated(subnet, model.metadata.get("calibrated", ""))
         if model.classes is not None and model.classes != images.classes:
             raise MismatchError(f"data must have {model.classes} classes for this ONNX file, but {images.name} has {images.classes}")
-        classes = _predict_onnx(model, preprocessing, part.images)
+        classes = _predict_onnx(model, preprocessing, part)
         return {"top1": top1(classes, part.labels), "n": len(part), "split": split, "data": images.name, "runtime": "onnxruntime cpu"}
     from_file = is_file(subnet)
     network = read_subnet(subnet, supernet=supernet, data=None if from_file else images)
     _check_calibrated(subnet, network.calibrated)
-    if images.classes != network.classes or part.images.shape[1] != network.blueprint[0].hw_in:
+    size = network.blueprint[0].hw_in
+    if images.classes != network.classes or images.pixels not in (None, size):
         raise MismatchError(
-            f"data must have {network.classes} classes and {network.blueprint[0].hw_in} pixels for this subnet, "
-            f"but {images.name} has {images.classes} and {part.images.shape[1]}"
+            f"data must have {network.classes} classes and {size} pixels for this subnet, "
+            f"but {images.name} has {images.classes} and {images.pixels or 'any'}"
         )
-    score = top1(predictions(to_network(network), part.images, network.preprocessing), part.labels)
+    score = top1(predictions(to_network(network), part, network.preprocessing, resolution=size), part.labels)
     record = {
         "top1": score,
         "n": len(part),
@@ -153,12 +156,12 @@ def _open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing]:
         raise FormatError(f"{path} must say in its metadata how images are preprocessed, but it does not") from error
 
 
-def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Any) -> Any:
+def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Split) -> Any:
     expected = model.input_shape(1)[2]
-    if images.shape[1] != expected:
-        raise MismatchError(f"images must have {expected} pixels for this ONNX file, but have {images.shape[1]}")
-    parts = [images[i : i + 500] for i in range(0, len(images), 500)]
-    return np.concatenate([model(np.ascontiguousarray(preprocessing.apply(part))).argmax(1) for part in parts])
+    if images.pixels not in (None, expected):
+        raise MismatchError(f"images must have {expected} pixels for this ONNX file, but have {images.pixels}")
+    inputs = images.inputs(preprocessing, resolution=expected, batch=100)
+    return np.concatenate([model(np.ascontiguousarray(x)).argmax(1) for x in inputs])
 
 
 def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: str | None = None, no_bn: bool = False) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ofasearch.data import DataSet, Preprocessing, channel_statistics, load_data
+from ofasearch.data import DataSet, ImageSet, Preprocessing, channel_statistics, load_data
 from ofasearch.errors import FormatError, MismatchError, TrainingError, UsageError
-from ofasearch.evaluate.score import CALIBRATION_BATCH, batches, predictions, recalibrate_bn, top1
+from ofasearch.evaluate.score import calibration_batches, predictions, recalibrate_bn, top1
 from ofasearch.records import append_line, provenance, read_json, write_atomic, write_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.torchfile import load_plain
-from ofasearch.supernet.weights import Weights, save_weights
+from ofasearch.supernet.weights import Weights, load_weights, save_weights
 from ofasearch.train.loop import StepReport, TrainConfig, Trainer
 from ofasearch.train.strategies import STRATEGIES
 
@@ -39,6 +39,7 @@ class TrainRequest:
     strategy: str = "deps"
     options: dict[str, Any] = field(default_factory=dict)  # of the strategy, e.g. {"subnets": 4}
     config: TrainConfig
+    init: Path | None = None  # a supernet of the same space whose weights to start from
     resume: bool = False
     evaluate_every: int = 4  # epochs; 0 for never
 
@@ -74,12 +75,13 @@ def landmarks(space: Space) -> dict[str, Codes]:
 
 def score_landmarks(supernet: Supernet, data: DataSet, preprocessing: Preprocessing) -> dict[str, float]:
     """Validation top-1 of the three landmark networks, each recalibrated on the calibration split."""
-    inputs = list(batches(data["calibration"].images, preprocessing, size=CALIBRATION_BATCH))
+    size = preprocessing.size
+    inputs = calibration_batches(data, preprocessing, resolution=size)
     scores = {}
     for name, codes in landmarks(supernet.space).items():
         network = supernet.extract(codes)
         recalibrate_bn(network, inputs)
-        scores[name] = top1(predictions(network, data["validation"].images, preprocessing), data["validation"].labels)
+        scores[name] = top1(predictions(network, data["validation"], preprocessing, resolution=size), data["validation"].labels)
     return scores
 
 
@@ -91,10 +93,16 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
     """
     data = load_data(request.data)
     space = get_space(request.space, classes=data.classes)
-    size = data["train"].images.shape[1]
+    images = data["train"]
+    if not isinstance(images, ImageSet) or data.classes == 0:
+        raise UsageError(
+            f"training needs labelled images of one small size, but {data.name} has {'photographs' if data.classes else 'no labels'}; "
+            "give Parquet, CIFAR or idx files, or a folder of small square images"
+        )
+    size = images.pixels
     if space.resolutions != (size,):
         space = space.with_resolutions([size])
-    mean, std = channel_statistics(data["train"].images)
+    mean, std = channel_statistics(images.images)
     preprocessing = Preprocessing(mean=mean, std=std, size=size)
     if request.strategy not in STRATEGIES:
         raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}, but got '{request.strategy}'")
@@ -103,7 +111,8 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
     except TypeError as error:
         raise UsageError(f"options of strategy {request.strategy} must be its own, but got {request.options}: {error}") from error
     supernet = Supernet(space, generator=torch.Generator().manual_seed(request.config.seed))
-    trainer = Trainer(supernet, strategy, request.config, data["train"], preprocessing)
+    start = _initialise(supernet, request.init) if request.init else None
+    trainer = Trainer(supernet, strategy, request.config, images, preprocessing)
     before, epoch_losses = _open_run(request, trainer)
 
     started = saved = time.perf_counter()
@@ -136,15 +145,32 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
         seconds=round(seconds),
         validation_top1=scores,
         splits={name: len(part) for name, part in data.splits.items()},
+        **({"init": start} if start else {}),
     )
     weights = Weights(supernet.arrays(), space, preprocessing, data.class_names, record, request.out.name)
     save_weights(request.out / "supernet.safetensors", weights)
     yield TrainResult(supernet=(request.out / "supernet.safetensors").absolute(), digest=weights.digest, top1=scores, seconds=seconds)
 
 
+def _initialise(supernet: Supernet, path: Path) -> dict[str, Any]:
+    """Give a supernet the weights of a trained one; returns what the record says of them.
+
+    Raises NotFoundError, FormatError, MismatchError (another space, or another number of classes).
+    """
+    weights = load_weights(path)
+    if (weights.space.name, weights.space.classes) != (supernet.space.name, supernet.space.classes):
+        raise MismatchError(
+            f"--init must be a supernet of {supernet.space.name} with {supernet.space.classes} classes, "
+            f"but {path} is one of {weights.space.name} with {weights.space.classes}"
+        )
+    supernet.load_arrays(weights.arrays)
+    return {"digest": weights.digest, "training": weights.training}
+
+
 def _open_run(request: TrainRequest, trainer: Trainer) -> tuple[float, list[float]]:
     """Start or continue the run folder; returns the seconds already spent and the losses of the epoch under way."""
     card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
+    card |= {"init": str(request.init)} if request.init else {}
     run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
     if checkpoint.exists() and not request.resume:
         raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")

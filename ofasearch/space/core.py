@@ -526,6 +526,12 @@ class Space:
             tables[slot.parents] = combine(tables[slot.parents], table) if slot.parents in tables else table
         return Cost(self, tables, reduce)
 
+    def kernel_sizes(self, slot: Slot) -> tuple[int, ...]:
+        """The kernels that an elastic block can have, ascending; none for layers that every network has."""
+        if slot.setting is None:
+            return ()
+        return tuple(sorted({slot.setting(values)[0] for values in self._parent_values(slot)} - {0}))
+
     def _parent_values(self, slot: Slot) -> list[tuple[int, ...]]:
         return list(itertools.product(*((0, *self.genes[p].choices) for p in slot.parents)))
 

@@ -5,6 +5,7 @@ Reference: once-for-all (ICLR 2020) section 3.2 and its MobileNetV3 supernet; Co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -251,12 +252,43 @@ DESIGNS: dict[str, MobileDesign] = {
 }
 
 
-def get_space(name: str, *, classes: int | None = None) -> Space:
-    """The published space of that name, with another number of classes if asked.
+_PART = re.compile(r"(?P<base>.+)-d(?P<depths>\d+)-e(?P<expands>\d+)-k(?P<kernels>\d+)")
+
+
+def find_design(name: str) -> MobileDesign:
+    """The published design of that name, or a part of one, which is what a phase of progressive shrinking has trained.
+
+    `ofa-mbv3-w1.0-d34-e6-k357` has the subnets of depths 3 and 4, expand ratio 6 and all kernels. A part keeps the
+    largest depth, so that its blocks are those of the whole.
 
     Raises NotFoundError for an unknown name.
     """
-    if name not in DESIGNS:
-        raise NotFoundError(f"space must be one of {', '.join(DESIGNS)}, but got '{name}'")
-    design = DESIGNS[name]
+    if name in DESIGNS:
+        return DESIGNS[name]
+    part = _PART.fullmatch(name)
+    base = DESIGNS.get(part["base"]) if part else None
+    if part and base and not base.coupled and base.elastic_kernel:
+        depths, expands, kernels = (tuple(int(digit) for digit in part[key]) for key in ("depths", "expands", "kernels"))
+        choices = ((depths, base.depths), (expands, base.expands), (kernels, base.kernels))
+        if all(kept == tuple(v for v in known if v in kept) for kept, known in choices) and max(depths) == max(base.depths):
+            return replace(base, name=name, parent=base.name, depths=depths, expands=expands, kernels=kernels)
+    raise NotFoundError(
+        f"space must be one of {', '.join(DESIGNS)}, or a part of an ofa one such as ofa-mbv3-w1.0-d34-e6-k357, but got '{name}'"
+    )
+
+
+def part_name(base: str, depths: tuple[int, ...], expands: tuple[int, ...], kernels: tuple[int, ...]) -> str:
+    """The name of the part of an elastic design with these values; of the design itself when they are all of its."""
+    design = find_design(base)
+    if (depths, expands, kernels) == (design.depths, design.expands, design.kernels):
+        return base
+    return f"{base}-d{''.join(map(str, depths))}-e{''.join(map(str, expands))}-k{''.join(map(str, kernels))}"
+
+
+def get_space(name: str, *, classes: int | None = None) -> Space:
+    """The space of a design or of a part of one, with another number of classes if asked.
+
+    Raises NotFoundError for an unknown name.
+    """
+    design = find_design(name)
     return mobile_space(design if classes is None else replace(design, classes=classes))

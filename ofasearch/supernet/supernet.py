@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ofasearch.errors import MismatchError
 from ofasearch.space.core import Blueprint, Codes, LayerSpec, Space
 from ofasearch.supernet.elastic import Network, build_layer, channels_last, initialise, norms
-from ofasearch.supernet.weights import Array, slice_layer, slice_network
+from ofasearch.supernet.weights import Array, matrix_shapes, slice_layer, slice_network
 
 
 class Supernet(nn.Module):
@@ -34,14 +34,9 @@ class Supernet(nn.Module):
 
     def _add_transforms(self) -> None:
         """Identity-initialised matrices between the kernel sizes of every slot that has a choice (OFA, Appendix B)."""
-        for slot in self.space.slots:
-            if slot.setting is None:
-                continue
-            sizes = {slot.setting(values)[0] for values in self.space._parent_values(slot)} - {0}
-            depth = self.full.get_submodule(slot.name).depth
-            for size in range(max(sizes), min(sizes), -2):
-                area = (size - 2) ** 2
-                depth.register_parameter(f"{size}to{size - 2}", nn.Parameter(torch.eye(area)))  # type: ignore[union-attr]
+        for key, (area, _) in matrix_shapes(self.space).items():
+            module, _, name = key.rpartition(".")
+            self.full.get_submodule(module).register_parameter(name, nn.Parameter(torch.eye(area)))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights and statistics by key, sharing memory."""
@@ -91,17 +86,30 @@ class Supernet(nn.Module):
         """A copy of all weights as numpy, for the file."""
         return {key: np.ascontiguousarray(t.detach().cpu().numpy()) for key, t in self.tensors().items()}
 
-    @staticmethod
-    def from_arrays(space: Space, arrays: Mapping[str, Array]) -> Supernet:
-        """A supernet with the given weights; kernel transforms are on where the arrays have matrices."""
-        supernet = Supernet(space, kernel_transform=any(key.endswith("to3") for key in arrays))
-        own = supernet.tensors()
+    def load_arrays(self, arrays: Mapping[str, Array]) -> None:
+        """Take these weights in place of the own ones.
+
+        Raises MismatchError unless they are exactly those of the space.
+        """
+        own = self.tensors()
         for key, array in arrays.items():
             if key in own and own[key].shape != array.shape:
-                raise MismatchError(f"{key} must have shape {tuple(own[key].shape)} in {space.name}, but has {array.shape}")
-        state = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
-        missing, unknown = supernet.full.load_state_dict(state, strict=False)
+                raise MismatchError(f"{key} must have shape {tuple(own[key].shape)} in {self.space.name}, but has {array.shape}")
+        missing, unknown = self.full.load_state_dict(
+            {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}, strict=False
+        )
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]
         if missing or unknown:
-            raise MismatchError(f"weights must fit {space.name} exactly, but these are missing {missing[:3]} and unknown {unknown[:3]}")
+            raise MismatchError(
+                f"weights must fit {self.space.name} exactly, but these are missing {missing[:3]} and unknown {unknown[:3]}"
+            )
+
+    @staticmethod
+    def from_arrays(space: Space, arrays: Mapping[str, Array]) -> Supernet:
+        """A supernet with the given weights; kernel transforms are on where the arrays have matrices.
+
+        Raises MismatchError unless they are exactly those of the space.
+        """
+        supernet = Supernet(space, kernel_transform=any(key in arrays for key in matrix_shapes(space)))
+        supernet.load_arrays(arrays)
         return supernet.eval()

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from ofasearch.data import Preprocessing
 from ofasearch.errors import FormatError, MismatchError, NotFoundError
 from ofasearch.records import write_atomic
 from ofasearch.space.core import Blueprint, LayerSpec, Space
-from ofasearch.space.families import get_space
+from ofasearch.space.families import get_space, make_divisible
 
 A = TypeVar("A")
 Array = npt.NDArray[np.float32]
@@ -144,6 +144,85 @@ def array_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def full_shapes(space: Space) -> dict[str, tuple[int, ...]]:
+    """The arrays of the full network and their shapes, keyed `<slot>.<part>`; kernel transforms are not among them."""
+    blueprint = space.blueprint(space.largest())
+    return {f"{spec.slot}.{name}": shape for spec in blueprint for name, shape in array_shapes(spec).items()}
+
+
+def matrix_shapes(space: Space) -> dict[str, tuple[int, int]]:
+    """The kernel transforms that a space can use: one between neighbouring sizes of each slot with a choice of kernels."""
+    shapes = {}
+    for slot in space.slots:
+        sizes = space.kernel_sizes(slot)
+        for size in range(max(sizes, default=0), min(sizes, default=0), -2):
+            area = (size - 2) ** 2
+            shapes[f"{slot.name}.depth.{size}to{size - 2}"] = (area, area)
+    return shapes
+
+
+def restrict(arrays: Mapping[str, Array], space: Space) -> dict[str, Array]:
+    """The part of a larger supernet's arrays that `space` needs; kernels are cut to the largest that it has.
+
+    Raises MismatchError when an array is missing or too small.
+    """
+    matrices = {key: arrays[key] for key in matrix_shapes(space) if key in arrays}
+    return {key: np.ascontiguousarray(a) for key, a in slice_network(arrays, space.blueprint(space.largest())).items()} | matrices
+
+
+def sort_channels(arrays: Mapping[str, Array], space: Space, *, kept: float | None = None) -> dict[str, Array]:
+    """The same full network with the channels inside every block in descending order of importance.
+
+    A subnet of a smaller expand ratio takes the first channels, so the most important ones come first; importance is
+    the L1 norm of a channel's weights in the projection. The hidden channels of squeeze-excite are sorted alike, by
+    the weights that expand them. With `kept`, an expand ratio that is already trained, channels are sorted within and
+    beyond its first ones, so that subnets of that ratio keep their channels.
+
+    Reference: once-for-all, section 3.3 (the published code subtracts 1e5 beyond the kept channels and does not keep
+    the hidden channels of squeeze-excite).
+    """
+    found = dict(arrays)
+    for spec in space.blueprint(space.largest()):
+        if spec.kind != "mbconv" or spec.c_mid == spec.c_in:
+            continue  # the first block has no channels of its own to sort
+        part = {name: f"{spec.slot}.{name}" for name in array_shapes(spec)}
+        boundary = make_divisible(round(spec.c_in * kept)) if kept is not None else 0
+        order = _descending(np.abs(arrays[part["project.conv.weight"]]).sum(axis=(0, 2, 3)), boundary)
+        for name in ("expand.conv.weight", "depth.conv.weight", "se.expand.weight", "se.expand.bias"):
+            if name in part:
+                found[part[name]] = arrays[part[name]][order]
+        for name in (f"{norm}.{value}" for norm in ("expand.bn", "depth.bn") for value in BN_PARTS):
+            found[part[name]] = arrays[part[name]][order]
+        for name in ("project.conv.weight", "se.reduce.weight"):
+            if name in part:
+                found[part[name]] = arrays[part[name]][:, order]
+        if spec.c_se:
+            hidden = make_divisible(boundary // 4) if boundary else 0
+            inner = _descending(np.abs(found[part["se.expand.weight"]]).sum(axis=(0, 2, 3)), hidden)
+            found[part["se.expand.weight"]] = found[part["se.expand.weight"]][:, inner]
+            found[part["se.reduce.weight"]] = found[part["se.reduce.weight"]][inner]
+            found[part["se.reduce.bias"]] = arrays[part["se.reduce.bias"]][inner]
+    return {key: np.ascontiguousarray(array) for key, array in found.items()}
+
+
+def _descending(importance: Array, boundary: int) -> npt.NDArray[np.int64]:
+    """Positions by descending importance, those below `boundary` first; equal ones keep their order."""
+    beyond = np.arange(len(importance)) >= boundary
+    return np.lexsort((-importance, beyond)) if boundary else np.argsort(-importance, kind="stable")
+
+
+def new_head(weights: Weights, classes: int, rng: np.random.Generator) -> Weights:
+    """The same supernet with an untrained classifier for another number of classes (He et al.'s scale, bias zero)."""
+    c_in = weights.arrays["head.classifier.linear.weight"].shape[1]
+    head = {
+        "head.classifier.linear.weight": rng.normal(0.0, c_in**-0.5, (classes, c_in)).astype(np.float32),
+        "head.classifier.linear.bias": np.zeros(classes, dtype=np.float32),
+    }
+    space = get_space(weights.space.name, classes=classes).with_resolutions(weights.space.resolutions)
+    training = weights.training | {"head": f"untrained, {classes} classes"}
+    return replace(weights, arrays=weights.arrays | head, space=space, class_names=(), training=training)
+
+
 # -- files -----------------------------------------------------------------------------------------------------
 
 
@@ -229,13 +308,10 @@ def load_weights(path: Path) -> Weights:
 
 def _check_shapes(arrays: Mapping[str, Array], space: Space) -> None:
     """Raise MismatchError unless every array of the full network is there in exactly its shape, matrices included."""
-    blueprint = space.blueprint(space.largest())
-    slice_network(arrays, blueprint)  # names what is missing or too small
-    for spec in blueprint:
-        for name, shape in array_shapes(spec).items():
-            key = f"{spec.slot}.{name}"
-            if arrays[key].shape != shape:
-                raise MismatchError(f"{key} must have shape {shape} in {space.name}, but has {arrays[key].shape}")
+    slice_network(arrays, space.blueprint(space.largest()))  # names what is missing or too small
+    for key, shape in full_shapes(space).items():
+        if arrays[key].shape != shape:
+            raise MismatchError(f"{key} must have shape {shape} in {space.name}, but has {arrays[key].shape}")
     for key, array in arrays.items():
         match = _MATRIX.search(key)
         if match and array.shape != (int(match[1]) ** 2,) * 2:

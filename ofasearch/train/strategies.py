@@ -49,15 +49,18 @@ class DepS:
     uniform networks (paper, Eq. 4). Epsilon rises from `epsilon` by constant increments to 1 over `ramp_share` of the
     run, then stays. The subnets learn from the current full model, which keeps learning from the labels (IKD-Warmup).
 
+    With `smallest`, the smallest network is one of the k - 1 in every step.
+
     Reference: DepS, sections 4.1 to 4.3. The paper does not state k and the number of ramp steps; the defaults follow
-    the released code's 5 of 270 epochs. That code also puts the smallest subnet into every step and ramps a learning
-    rate instead of epsilon; here Eq. 4 is followed.
+    the released code's 5 of 270 epochs. That code also puts the smallest subnet into every step (here `smallest`) and
+    ramps a learning rate instead of epsilon; here Eq. 4 is followed.
     """
 
     warmup_share: float = 0.5
     subnets: int = 2
     epsilon: float = 1e-4
     ramp_share: float = 5 / 270
+    smallest: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_share <= 1 or not 0 < self.epsilon <= 1 or self.subnets < 1 or not 0 <= self.ramp_share <= 1:
@@ -65,6 +68,8 @@ class DepS:
                 f"deps needs shares in [0, 1], epsilon in (0, 1] and at least 1 subnet, but got "
                 f"{self.warmup_share}, {self.ramp_share}, {self.epsilon} and {self.subnets}"
             )
+        if self.smallest and self.subnets < 2:
+            raise UsageError(f"deps with the smallest network in every step needs at least 2 subnets, but got {self.subnets}")
 
     def epsilon_at(self, step: int, steps: int) -> float:
         """The gradient multiplier of subnets at a step; 0 during the warm-up of the full model."""
@@ -80,7 +85,10 @@ class DepS:
         passes = [Pass(tuple(int(c) for c in full), 1.0, "labels")]
         epsilon = self.epsilon_at(step, steps)
         if epsilon > 0:
-            passes += [Pass(codes, epsilon, "full") for codes in _others(space, self.subnets - 1, rng)]
+            others = _others(space, self.subnets - 1 - self.smallest, rng)
+            if self.smallest:
+                others.insert(0, _smallest(space))
+            passes += [Pass(codes, epsilon, "full") for codes in others]
         return StepPlan(tuple(passes))
 
 
@@ -95,6 +103,13 @@ def _others(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, .
         batch[:, 0] = full[0]
         found += [tuple(int(c) for c in row) for row in batch if (row != full).any()]
     return found[:n]
+
+
+def _smallest(space: Space) -> tuple[int, ...]:
+    """The smallest network at the full model's resolution."""
+    codes = space.smallest()
+    codes[0] = space.largest()[0]
+    return tuple(int(c) for c in codes)
 
 
 STRATEGIES: dict[str, type[DepS]] = {"deps": DepS}

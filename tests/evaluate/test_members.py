@@ -65,8 +65,8 @@ def measured(tiny_space):
     """Eight members of the tiny space, walked together, with all that the walk was given."""
     supernet, data = supernet_of(tiny_space), data_of()
     codes = np.unique(np.vstack([tiny_space.smallest(), tiny_space.largest(), tiny_space.sample(6, np.random.default_rng(0))]), axis=0)
-    calibration = list(batches(data["calibration"].images, PREPROCESSING, size=8))
-    inputs = {split: list(batches(data[split].images, PREPROCESSING, size=7)) for split in ("validation", "test")}
+    calibration = list(batches(data["calibration"], PREPROCESSING, resolution=8, size=8))
+    inputs = {split: list(batches(data[split], PREPROCESSING, resolution=8, size=7)) for split in ("validation", "test")}
     return supernet, data, codes, calibration, inputs
 
 
@@ -106,7 +106,7 @@ def test_walking_together_equals_every_network_alone_to_the_bit(measured, member
         assert found.keys() == state.keys()
         assert all(np.array_equal(found[key], state[key]) for key in state)
         for split in inputs:
-            assert np.array_equal(members.predictions[split][member], predictions(network, data[split].images, PREPROCESSING))
+            assert np.array_equal(members.predictions[split][member], predictions(network, data[split], PREPROCESSING, resolution=8))
     assert len(np.unique(members.predictions["test"], axis=0)) > 1  # the networks do differ
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ofasearch.data import Preprocessing
+from ofasearch.data import ImageSet, Preprocessing
 from ofasearch.errors import OfaSearchError
 from ofasearch.evaluate.score import batches, negative_flip_rate, predictions, recalibrate_bn, top1
 from ofasearch.supernet.elastic import norms
@@ -122,23 +122,27 @@ def test_no_images_calibrate_nothing(network):
     assert all(torch.equal(before[key], value) for key, value in statistics(network).items())
 
 
+def images_of(n):
+    return ImageSet(np.random.default_rng(2).integers(0, 256, (n, 8, 8, 3)).astype(np.uint8), np.zeros(n, dtype=np.int64))
+
+
 def test_predictions_do_not_depend_on_the_batch(network, inputs):
     recalibrate_bn(network, inputs)
-    images = np.random.default_rng(2).integers(0, 256, (503, 8, 8, 3)).astype(np.uint8)
+    images = images_of(503)
     with torch.no_grad():
-        logits = network(torch.from_numpy(PREPROCESSING.apply(images)))
-    assert [len(b) for b in batches(images, PREPROCESSING)] == [500, 3]
+        logits = network(torch.from_numpy(PREPROCESSING.apply(images.images)))
+    assert [len(b) for b in batches(images, PREPROCESSING, resolution=8)] == [500, 3]
     best = logits.topk(2, dim=1).values
     clear = (best[:, 0] - best[:, 1] > 1e-4).numpy()  # a tie may fall either way
     assert clear.mean() > 0.9
-    assert (predictions(network.train(), images, PREPROCESSING) == logits.argmax(1).numpy())[clear].all()
+    assert (predictions(network.train(), images, PREPROCESSING, resolution=8) == logits.argmax(1).numpy())[clear].all()
 
 
 def test_inputs_are_normalised_as_the_preprocessing_says():
-    images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-    (found,) = batches(images, PREPROCESSING)
+    images = images_of(2)
+    (found,) = batches(images, PREPROCESSING, resolution=8)
     for c in range(3):
-        expected = (images[..., c] / 255 - PREPROCESSING.mean[c]) / PREPROCESSING.std[c]
+        expected = (images.images[..., c] / 255 - PREPROCESSING.mean[c]) / PREPROCESSING.std[c]
         assert np.allclose(found[:, c].numpy(), expected, atol=1e-5)
 
 

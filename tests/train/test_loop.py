@@ -334,7 +334,7 @@ def test_the_scores_are_of_recalibrated_networks(unbroken, few_digits):
     for name, codes in job.landmarks(weights.space).items():
         network = supernet.extract(codes)
         recalibrate_bn(network, [inputs])
-        assert result.top1[name] == top1(predictions(network, validation.images, weights.preprocessing), validation.labels)
+        assert result.top1[name] == top1(predictions(network, validation, weights.preprocessing, resolution=32), validation.labels)
 
 
 @pytest.mark.parametrize("killed", [1, 3, 4, 6])
