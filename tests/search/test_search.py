@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolv
 from ofasearch.search.operators import Unseen, initial
 from ofasearch.search.problem import Budget, Problem
 from ofasearch.search.refine import neighbours, refine
-from ofasearch.space.costs import macs
+from ofasearch.space.costs import activation_bytes, macs, params
 from ofasearch.space.families import get_space
 
 SHORT = EvolutionConfig(population=40, generations=25, keep=15, refine=False)
+REFINED = replace(SHORT, generations=5, refine=True)
 SMALL, LARGE = "compofa-mbv3-cifar", "ofa-mbv3-cifar"
 
 
@@ -26,11 +28,22 @@ def by_evolution(problem, seed):
     return list(evolve(problem, SHORT, np.random.default_rng(seed)))
 
 
+def by_refined_evolution(problem, seed):
+    return list(evolve(problem, REFINED, np.random.default_rng(seed)))
+
+
 def by_enumeration(problem, seed):
     return list(enumerate_exactly(problem))
 
 
-SEARCHES = {"evolve-small": (by_evolution, SMALL), "evolve-large": (by_evolution, LARGE), "enumerate-small": (by_enumeration, SMALL)}
+SEARCHES = {  # a new searcher joins by its line
+    "evolve-small": (by_evolution, SMALL),
+    "evolve-large": (by_evolution, LARGE),
+    "refined-small": (by_refined_evolution, SMALL),
+    "refined-large": (by_refined_evolution, LARGE),
+    "enumerate-small": (by_enumeration, SMALL),
+}
+REPEATS = ("refined-small", "refined-large")  # a refinement looks at neighbours whether they are known, or too dear, or not
 
 
 class Utilities:
@@ -50,13 +63,16 @@ class Utilities:
         return np.concatenate(self.asked)
 
 
+def budget(name, cost, share):
+    """The lowest `share` of what the space spans."""
+    bounds = cost.bounds()
+    return Budget(name, cost, bounds.lowest + share * (bounds.highest - bounds.lowest), repr)
+
+
 def budgeted(name, share=0.3, seed=5):
     """The network of most utility whose macs lie in the lowest `share` of what the space spans."""
     space = get_space(name)
-    cost = space.tabulate(macs)
-    bounds = cost.bounds()
-    limit = bounds.lowest + share * (bounds.highest - bounds.lowest)
-    return Problem(space, Utilities(space, seed), (Budget("macs", cost, limit, repr),))
+    return Problem(space, Utilities(space, seed), (budget("macs", space.tabulate(macs), share),))
 
 
 def limited(name, limit):
@@ -72,6 +88,7 @@ def answers():
 
 @pytest.fixture(params=SEARCHES)
 def case(request):
+    """A searcher, and the space it searches."""
     return SEARCHES[request.param]
 
 
@@ -96,22 +113,54 @@ def test_every_generation_holds_feasible_valid_distinct_networks_best_first(case
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
-def test_no_network_is_evaluated_twice_and_every_evaluation_counts(case, share):
+def test_every_evaluation_is_of_a_valid_network_and_counts(case, share):
     search, name = case
     problem = budgeted(name, share)
     generations = search(problem, 1)
-    asked = problem.objective.rows
-    problem.space.validate(asked)
-    assert problem.feasible(asked).all()
-    assert distinct(asked)
-    assert generations[-1].evaluations == len(asked)
+    problem.space.validate(problem.objective.rows)
+    assert generations[-1].evaluations == len(problem.objective.rows)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("case", [name for name in SEARCHES if name not in REPEATS], indirect=True)
+def test_no_network_is_evaluated_twice_or_beyond_the_budget(case, share):
+    search, name = case
+    problem = budgeted(name, share)
+    search(problem, 1)
+    assert problem.feasible(problem.objective.rows).all()
+    assert distinct(problem.objective.rows)
+
+
+def test_several_budgets_hold_together(case):
+    search, name = case
+    space = get_space(name)
+    prices = {"macs": space.tabulate(macs), "params": space.tabulate(params), "memory": space.tabulate(activation_bytes, "max")}
+    problem = Problem(space, Utilities(space, 5), tuple(budget(what, cost, 0.5) for what, cost in prices.items()))
+    best = search(problem, 0)[-1].codes
+    assert all((b.cost(best) <= b.limit).all() for b in problem.budgets)
+    sums = [[sum(price(layer) for layer in space.blueprint(row)) for row in best] for price in (macs, params)]
+    assert all(max(total) <= b.limit for total, b in zip(sums, problem.budgets[:2], strict=True))
+
+
+def test_a_search_leaves_what_it_is_given_as_it_was(case):
+    search, name = case
+    problem = budgeted(name)
+    cost, bounds = problem.budgets[0].cost, problem.budgets[0].cost.bounds()
+    probe = problem.space.sample(200, np.random.default_rng(1))
+    before = cost(probe), problem.objective(probe), bounds.lowest_codes.copy(), bounds.highest_codes.copy()
+    for array in (problem.objective.table, bounds.lowest_codes, bounds.highest_codes, problem.space.sizes):
+        array.flags.writeable = False  # whoever writes raises
+    search(problem, 0)
+    after = cost(probe), problem.objective(probe), cost.bounds().lowest_codes, cost.bounds().highest_codes
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_the_best_of_all_evaluated_networks_is_reported(case):
     search, name = case
     problem = budgeted(name)
     best = search(problem, 2)[-1].objective[0]
-    assert best == problem.objective(problem.objective.rows).min()
+    asked = problem.objective.rows
+    assert best == problem.objective(asked[problem.feasible(asked)]).min()
 
 
 def test_the_best_never_gets_worse(case):

@@ -1,4 +1,4 @@
-"""One contract for all published spaces, brute force on a toy space whose slots share genes, and bad input."""
+"""One contract for all spaces (a new one joins by its line in `SIZES`), brute force where slots share genes, and bad input."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -12,13 +12,34 @@ from ofasearch.space.costs import activation_bytes, macs, params
 from ofasearch.space.families import DESIGNS, get_space
 
 PRICES = [(macs, "sum", sum), (params, "sum", sum), (activation_bytes, "max", max)]
-FIXED_KERNEL = ["compofa-mbv3-w1.0", "compofa-mbv3-w1.2", "compofa-mbv3-cifar"]
-SIZES = {name: 243 if name in FIXED_KERNEL else 117**5 if "elastic" in name else 7371**5 for name in DESIGNS}
+SIZES = {
+    "ofa-mbv3-w1.0": 7371**5,
+    "ofa-mbv3-w1.2": 7371**5,
+    "ofa-mbv3-cifar": 7371**5,
+    "compofa-mbv3-w1.0": 243,
+    "compofa-mbv3-w1.2": 243,
+    "compofa-mbv3-elastic-w1.0": 117**5,
+    "compofa-mbv3-elastic-w1.2": 117**5,
+    "compofa-mbv3-cifar": 243,
+    "tiny": (4 + 4**2) ** 2,  # two stages of one or two blocks, each with two kernels and two ratios
+}
+LISTED = [name for name in SIZES if SIZES[name] < 1000]
 
 
-@pytest.fixture(scope="module", params=DESIGNS)
+def find_space(request, name):
+    """A published space, or the tiny one that all tests share."""
+    return request.getfixturevalue("tiny_space") if name == "tiny" else get_space(name)
+
+
+@pytest.fixture(scope="module", params=SIZES)
 def space(request):
-    return get_space(request.param)
+    return find_space(request, request.param)
+
+
+@pytest.fixture(scope="module", params=LISTED)
+def listed(request):
+    """A space small enough to be listed."""
+    return find_space(request, request.param)
 
 
 @pytest.fixture
@@ -122,12 +143,16 @@ def test_layers_of_a_network_fit_together(space, rng):
 
 
 def test_lift_keeps_macs_and_layers(space, rng):
-    target = get_space(space.parent or space.name)
+    target = get_space(space.parent) if space.parent else space
     codes = space.sample(50, rng)
     lifted = space.lift(codes, target)
     target.validate(lifted)
     assert [target.blueprint(row) for row in lifted] == [space.blueprint(row) for row in codes]
     assert (target.tabulate(macs)(lifted) == space.tabulate(macs)(codes)).all()
+
+
+def test_every_published_space_is_under_contract():
+    assert SIZES.keys() == {*DESIGNS, "tiny"}
 
 
 def test_size_is_exact(space):
@@ -149,12 +174,45 @@ def test_other_resolutions_keep_the_networks(space):
     assert other.blueprint(other.largest())[0].hw_in == 96
 
 
-@pytest.mark.parametrize("name", FIXED_KERNEL)
-def test_small_spaces_are_listed_completely(name):
-    space = get_space(name)
-    codes = space.enumerate()
+def test_ids_and_settings_lead_to_the_same_codes(space, rng):
+    codes = space.sample(30, rng)
+    for row in codes:
+        parsed = np.array([space.parse(str(space.arch(row))).codes])
+        assert (space.from_settings(space.settings(parsed)) == row).all()
+
+
+def test_no_method_writes_into_the_codes_it_is_given(space, rng):
+    codes = space.sample(20, rng)
+    codes.flags.writeable = False  # whoever writes raises
+    cost = space.tabulate(macs)
+    for method in (space.validate, space.canonical, space.settings, space.present, cost, cost.scaled(2.0, 1.0)):
+        method(codes)
+    assert space.contains(codes, codes).all()
+    for row in codes:
+        space.arch(row)
+        space.blueprint(row)
+    space.canonical(codes)[:] = 0  # a copy, so that a caller's writing does not come back either
     space.validate(codes)
-    assert len(np.unique(codes, axis=0)) == len(codes) == 243 * len(space.resolutions)
+
+
+def test_a_list_holds_every_network_once(listed):
+    codes = listed.enumerate()
+    listed.validate(codes)
+    assert len(np.unique(codes, axis=0)) == len(codes) == listed.size * len(listed.resolutions)
+    assert (np.unique(codes, axis=0) == codes).all()  # in lexicographic order
+
+
+def test_a_list_holds_all_that_can_be_sampled(listed, rng):
+    known = {row.tobytes() for row in listed.enumerate()}
+    assert {row.tobytes() for row in listed.sample(2000, rng)} <= known
+
+
+@pytest.mark.parametrize(("price", "reduce", "combine"), PRICES)
+def test_bounds_are_those_of_the_list(listed, price, reduce, combine):
+    codes = listed.enumerate()
+    cost = listed.tabulate(price, reduce)
+    prices = cost(codes)
+    assert (cost.bounds().lowest, cost.bounds().highest) == (prices.min(), prices.max())
 
 
 def test_a_huge_space_is_not_listed():
