@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -36,10 +38,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        temporary = ""
     except OSError as error:
+        raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+    finally:  # an interrupt must leave no temporary file either
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+
+
+def forget_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; only for files that one process at a time writes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # as `write_atomic` names them
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -71,27 +81,42 @@ def _finite(text: str) -> float:
 
 
 def append_line(path: Path, record: Any) -> None:
-    """Append one JSON line; a line is small enough to reach the file whole."""
+    """Append one JSON line, whole or not at all, also when several processes append to one file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        with path.open("ab+", buffering=0) as file:  # no buffer: what failed must not be written again when the file is closed
+            _lock(file)
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
             torn = file.read(1) not in (b"", b"\n")  # by a kill: the new line must not be lost with it
-            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+            left = (b"\n" if torn else b"") + json.dumps(record).encode() + b"\n"
+            try:
+                while left:  # a disk that gets full takes a part first
+                    left = left[file.write(left) :]
+            except BaseException:
+                file.truncate(end)
+                raise
     except OSError as error:
         raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
+
+
+def _lock(file: io.FileIO) -> None:
+    """Hold the file until it is closed; where the system or the file system knows no locks, go on without."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        return
 
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold `<path>.lock` against other processes; where the system knows no locks, or the folder cannot be written, go on without."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
-
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("ab"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(stack.enter_context(path.with_name(f".{path.name}.lock").open("ab", buffering=0)))
         yield
 
 

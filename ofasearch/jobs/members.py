@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.members import Collector, Members, join, save_members, walk
 from ofasearch.evaluate.score import batches, calibration_batches
 from ofasearch.jobs.setup import MEMBERS_LIMIT
-from ofasearch.records import provenance, write_atomic
+from ofasearch.records import forget_unfinished, provenance, write_atomic
 from ofasearch.supernet.elastic import channels_last
 from ofasearch.supernet.supernet import Supernet
 
@@ -97,8 +98,10 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
         card=provenance(data=images.name, calibration_images=sum(map(len, calibration))),
     )
     save_members(target, members)
-    for part_file in target.parent.glob(f".{target.name}.part-*"):
-        part_file.unlink()
+    forget_unfinished(target)
+    name = glob.escape(target.name)
+    for part_file in [*target.parent.glob(f".{name}.part-*"), *target.parent.glob(f"..{name}.part-*")]:  # the latter: left by kills
+        part_file.unlink(missing_ok=True)
     yield MembersResult(path=target.absolute(), members=members)
 
 

@@ -17,7 +17,7 @@ import torch
 from ofasearch.data import DataSet, ImageSet, Preprocessing, channel_statistics, load_data
 from ofasearch.errors import FormatError, MismatchError, TrainingError, UsageError
 from ofasearch.evaluate.score import calibration_batches, predictions, recalibrate_bn, top1
-from ofasearch.records import append_line, provenance, read_json, write_atomic, write_json
+from ofasearch.records import append_line, forget_unfinished, provenance, read_json, write_atomic, write_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
 from ofasearch.supernet.supernet import Supernet
@@ -174,6 +174,8 @@ def _open_run(request: TrainRequest, trainer: Trainer) -> tuple[float, list[floa
     run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
     if checkpoint.exists() and not request.resume:
         raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
+    for name in ("run.json", "checkpoint.pt", "log.jsonl", "supernet.safetensors"):
+        forget_unfinished(request.out / name)
     if not checkpoint.exists():
         write_json(run, card)
         _forget_lines_after(request.out / "log.jsonl", 0)
