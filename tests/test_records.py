@@ -1,13 +1,16 @@
 """A result is written whole or not at all, and what is read from outside is checked."""
 
+import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from ofasearch import records
 from ofasearch.errors import FormatError, NotFoundError, WriteError
-from ofasearch.records import append_line, cache_dir, file_digest, provenance, read_json, write_atomic, write_json
+from ofasearch.records import append_line, cache_dir, file_digest, forget_unfinished, provenance, read_json, write_atomic, write_json
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):
@@ -34,6 +37,36 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.txt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "result.txt"
+    write_atomic(path, "old")
+    monkeypatch.setattr(records.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.txt"]
+
+
+def test_only_what_killed_writers_left_is_forgotten(tmp_path, monkeypatch):
+    path = tmp_path / "[x].json"  # brackets mean something to a glob
+    write_atomic(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "fsync", refuse)
+        patch.setattr(records.Path, "unlink", lambda *_, **__: None)  # killed before it could tidy up
+        with pytest.raises(WriteError):
+            write_atomic(path, "new")
+    others = [tmp_path / name for name in (".x.json.12345678", ".[x].json", ".[x].json.bak", "x.json")]
+    for other in others:
+        other.write_text("kept")
+    assert len(list(tmp_path.iterdir())) == len(others) + 2
+    forget_unfinished(path)
+    assert {*tmp_path.iterdir()} == {path, *others}
+    assert path.read_text() == "old"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -95,6 +128,64 @@ def test_lines_are_appended(tmp_path):
     assert [json.loads(line)["n"] for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
     with pytest.raises(WriteError, match="log must be writable, but it is not"):
         append_line(tmp_path / "a" / "log.jsonl" / "log", {})
+
+
+def test_a_torn_line_does_not_take_the_next_with_it(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"n": 0}\n{"n": ')
+    append_line(path, {"n": 2})
+    assert path.read_text() == '{"n": 0}\n{"n": \n{"n": 2}\n'
+
+
+class Filling(io.FileIO):
+    """A file on a disk that takes 5 bytes of a write, and then is full."""
+
+    full = False
+
+    def write(self, data):
+        if self.full:
+            refuse()
+        self.full = True
+        return super().write(bytes(data[:5]))
+
+
+def test_a_line_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    append_line(path, {"n": 1})
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Path, "open", lambda self, mode, buffering: Filling(self, mode))
+        with pytest.raises(WriteError, match=r"log.jsonl must be writable, but it is not \(No space left on device\)"):
+            append_line(path, {"a longer": "line"})
+    assert path.read_bytes() == before
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ofasearch.records import append_line\nprint(flush=True)\nsys.stdin.readline()\n"
+        "for n in range(200): append_line(Path('log.jsonl'), [sys.argv[1], n, 'x' * 997 * (n % 13)])"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, who], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for who in "abc"
+    ]
+    for writer in writers:
+        writer.stdout.readline()  # all have started
+    for writer in writers:
+        writer.communicate(b"\n", timeout=120)
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    found = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for who in "abc":
+        assert [(n, len(text)) for name, n, text in found if name == who] == [(n, 997 * (n % 13)) for n in range(200)]
+
+
+def test_where_there_are_no_locks_lines_are_written_all_the_same(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    append_line(tmp_path / "log.jsonl", {"n": 1})
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    append_line(tmp_path / "log.jsonl", {"n": 2})
+    assert (tmp_path / "log.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
 
 
 def test_file_digests_are_sha256(tmp_path):

@@ -321,6 +321,17 @@ def test_a_damaged_part_is_measured_again(walks, tmp_path):
     assert walks["walks"] == 3
 
 
+def test_what_kills_left_goes_at_the_end_and_nothing_else(walks, tmp_path):
+    out = tmp_path / "members.safetensors"
+    for left in (".members.safetensors.k1lled__", ".members.safetensors.part-0-0-0", "..members.safetensors.part-0-0-0.k1lled__"):
+        (tmp_path / left).write_bytes(b"half a")
+    of_others = {".my-members.safetensors.part-0-0-0", ".supernet.safetensors.k1lled__"}
+    for name in of_others:
+        (tmp_path / name).write_bytes(b"kept")
+    run_to_end(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"members.safetensors", *of_others}
+
+
 def test_parts_of_other_images_are_not_used(walks, tmp_path):
     walks["interrupt_at"] = 3
     out = tmp_path / "members.safetensors"
