@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ofasearch import data as data_room
 from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
 from ofasearch.jobs import latency, members
@@ -238,7 +237,7 @@ def test_two_readers_decode_into_one_cache(tmp_path, monkeypatch):
     (entry,) = (tmp_path / "cache" / "data").iterdir()
     assert entry.suffix == ".npz"
     monkeypatch.setenv("OFASEARCH_CACHE", cache["OFASEARCH_CACHE"])
-    monkeypatch.setattr(data_room, "_decode_parquet", None)  # the entry is whole and is read
+    monkeypatch.setattr("ofasearch.data.load.read_parquet", None)  # the entry is whole and is read
     assert len(load_data(str(source))["train"]) > 0
 
 
