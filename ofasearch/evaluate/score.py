@@ -5,7 +5,7 @@ Legend: n = images, B = batch. Predictions and labels are integer arrays (n,); r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,20 @@ def batches(images: Split, preprocessing: Preprocessing, *, resolution: int, siz
     return map(torch.from_numpy, images.inputs(preprocessing, resolution=resolution, batch=size))
 
 
-def calibration_batches(data: DataSet, preprocessing: Preprocessing, *, resolution: int) -> list[Tensor]:
-    """The inputs that batch norm is recalibrated on: at most 2,000 images of the calibration split."""
+def calibration_images(data: DataSet) -> Split:
+    """What batch norm is recalibrated on: at most 2,000 images of the calibration split."""
     images = data["calibration"]
-    chosen = images.take(np.arange(min(CALIBRATION_IMAGES, len(images))))
-    return list(batches(chosen, preprocessing, resolution=resolution, size=CALIBRATION_BATCH))
+    return images.take(np.arange(min(CALIBRATION_IMAGES, len(images))))
+
+
+def calibration_batches(data: DataSet, preprocessing: Preprocessing, *, resolution: int) -> Iterator[Tensor]:
+    """`calibration_images` as inputs; batches have the size at which batch norm's own statistics are taken."""
+    return batches(calibration_images(data), preprocessing, resolution=resolution, size=CALIBRATION_BATCH)
+
+
+def accelerator() -> torch.device:
+    """Where networks are evaluated: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(slots=True)
@@ -51,31 +60,33 @@ class _Moments:
 
 
 @torch.no_grad()
-def recalibrate_bn(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def recalibrate_bn(network: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]:
     """Set every batch norm's statistics from `inputs` (B, ...) and return the network's outputs of that pass.
 
     While it runs, each batch is normalised by its own statistics; the running ones become the mean over batches,
     weighted by batch size, of batch mean and biased batch variance. A network's layers may be calibrated one after
     the other, each on the returned outputs of the one before, with the same result.
 
-    Reference: once-for-all, section 4.1; the averaging rule is that of the published code.
+    Raises CalibrationError when there are no inputs. Reference: once-for-all, section 4.1; the averaging rule is that of
+    the published code.
     """
-    if not len(inputs):
-        raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
     network.eval()
-    found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64))) for norm in norms(network).values()]
+    device = _device(network)
+    found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64, device=device))) for norm in norms(network).values()]
     handles = [norm.register_forward_pre_hook(moments) for norm, moments in found]
     momenta = [norm.momentum for norm, _ in found]
     for norm, _ in found:
         norm.train()
         norm.momentum = 0.0
     try:
-        outputs = [network(x) for x in inputs]
+        outputs = [network(x.to(device)) for x in inputs]
     finally:
         for handle, (norm, _), momentum in zip(handles, found, momenta, strict=True):
             handle.remove()
             norm.momentum = momentum
             norm.eval()
+    if not outputs:
+        raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
     for norm, moments in found:
         mean, variance = moments.total / moments.images
         norm.running_mean.copy_(mean)  # type: ignore[union-attr]
@@ -83,12 +94,23 @@ def recalibrate_bn(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]
     return outputs
 
 
-@torch.no_grad()
 def predictions(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> npt.NDArray[np.int64]:
     """Predicted class of each image (n,)."""
+    return np.concatenate(list(predict(network, images, preprocessing, resolution=resolution)))
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> Iterator[npt.NDArray[np.int64]]:
+    """`predictions`, batch by batch: photographs take their time."""
     network.eval()
+    device = _device(network)
     size = BATCH if resolution <= LARGE else LARGE_BATCH
-    return np.concatenate([network(x).argmax(1).numpy() for x in batches(images, preprocessing, resolution=resolution, size=size)])
+    for x in batches(images, preprocessing, resolution=resolution, size=size):
+        yield network(x.to(device)).argmax(1).cpu().numpy()
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def top1(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:

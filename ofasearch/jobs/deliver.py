@@ -60,14 +60,14 @@ def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) 
 
 def calibrated_subnet(weights: Weights, codes: Codes, data: DataSet, name: str, *, space: Space | None = None) -> Subnet:
     """A network whose batch norm is recalibrated on the calibration split (labels are not used)."""
-    from ofasearch.evaluate.score import calibration_batches, recalibrate_bn
+    from ofasearch.evaluate.score import accelerator, calibration_batches, calibration_images, recalibrate_bn
 
     subnet = uncalibrated_subnet(weights, codes, name, space=space)
-    network = to_network(subnet)
-    inputs = calibration_batches(data, weights.preprocessing, resolution=subnet.blueprint[0].hw_in)
-    recalibrate_bn(network, inputs)
+    network = to_network(subnet).to(accelerator())
+    recalibrate_bn(network, calibration_batches(data, weights.preprocessing, resolution=subnet.blueprint[0].hw_in))
+    network.cpu()
     arrays = {k: np.ascontiguousarray(t.numpy()) for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    return _subnet(weights, codes, arrays, name, f"{sum(map(len, inputs))} images of {data.name} calibration", space)
+    return _subnet(weights, codes, arrays, name, f"{len(calibration_images(data))} images of {data.name} calibration", space)
 
 
 def uncalibrated_subnet(weights: Weights, codes: Codes, name: str, *, space: Space | None = None) -> Subnet:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ofasearch import zoo
 from ofasearch.data import DataSet, load_data
@@ -21,6 +22,7 @@ from ofasearch.jobs.deliver import (
     save_subnet,
     settings_json,
     shipped_subnet,
+    to_network,
     uncalibrated_subnet,
     write_configs,
 )
@@ -132,7 +134,7 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     record["measured"] = _measured(winner)
     record["files"] = {"net_config": str(write_configs(folder, setup.space.blueprint(codes)))}
     if subnet is not None:
-        record["measured"] |= _export(folder, subnet, setup, codes, data, record)
+        record["measured"] |= yield from _export(folder, subnet, setup, codes, data, record)
         record["files"] |= {name: str((folder / file).absolute()) for name, file in (("onnx", "subnet.onnx"), ("subnet", "subnet.pt"))}
     notes += _data_notes(setup, data, record["measured"].get("top1"), winner.predicted_top1)
     if "warning" in record["measured"]:
@@ -354,7 +356,9 @@ def _measured(winner: Candidate) -> dict[str, Any]:
     return timing_json(winner.measured) | ({"warning": warning} if warning else {})
 
 
-def _export(folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: DataSet | None, record: Mapping[str, Any]) -> dict[str, Any]:
+def _export(
+    folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: DataSet | None, record: Mapping[str, Any]
+) -> Generator[FindProgress, None, dict[str, Any]]:
     """Prove the ONNX file and write it with `subnet.pt`; returns what was measured on the way."""
     facts = {
         key: record[key]
@@ -364,15 +368,7 @@ def _export(folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: Data
     difference, images = prove(subnet, onnx_bytes(subnet), data)
     measured: dict[str, Any] = {"onnx_max_abs_diff": difference, "onnx_checked_on": images, "calibrated": subnet.calibrated}
     if data is not None and data.classes:
-        from ofasearch.evaluate.score import predictions, top1
-        from ofasearch.jobs.deliver import to_network
-
-        test = data["test"]
-        measured |= {
-            "top1": top1(predictions(to_network(subnet), test, subnet.preprocessing, resolution=subnet.blueprint[0].hw_in), test.labels),
-            "source": "live",
-            "n": len(test),
-        }
+        measured |= {"top1": (yield from _test_top1(subnet, data)), "source": "live", "n": len(data["test"])}
     elif data is None and setup.members is not None:
         member = int(setup.members.index(codes[None])[0])
         measured |= {"top1": float(setup.members.top1("test")[member]), "source": "shipped", "n": len(setup.members.labels["test"])}
@@ -380,6 +376,20 @@ def _export(folder: Path, subnet: Subnet, setup: Setup, codes: Codes, data: Data
     write_atomic(folder / "subnet.onnx", onnx_bytes(subnet, facts))
     save_subnet(folder / "subnet.pt", subnet, facts)
     return measured
+
+
+def _test_top1(subnet: Subnet, data: DataSet) -> Generator[FindProgress, None, float]:
+    """Accuracy on the test split, evaluated now."""
+    from ofasearch.evaluate.score import accelerator, predict, top1
+
+    test, resolution = data["test"], subnet.blueprint[0].hw_in
+    started, found = time.perf_counter(), list[npt.NDArray[np.int64]]()
+    for part in predict(to_network(subnet).to(accelerator()), test, subnet.preprocessing, resolution=resolution):
+        found.append(part)
+        done = sum(map(len, found))
+        eta = (time.perf_counter() - started) / done * (len(test) - done)
+        yield FindProgress(phase="evaluating on the test split", done=done, total=len(test), eta_seconds=eta)
+    return top1(np.concatenate(found), test.labels)
 
 
 __all__ = ["Candidate", "FindProgress", "FindRequest", "FindResult", "find"]

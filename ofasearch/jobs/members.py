@@ -64,7 +64,7 @@ def measure_members(supernet: str, data: str, out: Path | None = None) -> Iterat
     codes = space.enumerate()
     model = Supernet.from_arrays(space, trained.weights.arrays)
     channels_last(model)
-    calibration = calibration_batches(images, preprocessing, resolution=images.pixels)
+    calibration = list(calibration_batches(images, preprocessing, resolution=images.pixels))
     splits: tuple[SplitName, ...] = ("validation", "test")
     inputs: dict[str, list[Any]] = {name: list(batches(images[name], preprocessing, resolution=images.pixels)) for name in splits}
     layers = max(len(space.blueprint(row)) for row in codes)

@@ -184,6 +184,9 @@ def _common_resolutions(space: Space, question: Question, predictor: Predictor |
     if table is not None and table.resolutions is not None:
         known["the latency table"] = table.resolutions
     if question.resolutions is not None:
+        unknown = sorted(set(question.resolutions) - set(space.resolutions))
+        if unknown:
+            raise UsageError(f"--resolutions must be among those of {space.name}, {list(space.resolutions)}, but got {unknown}")
         known["--resolutions"] = question.resolutions
     common = set.intersection(*(set(r) for r in known.values()))
     if not common:

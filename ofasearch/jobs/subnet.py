@@ -106,7 +106,7 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
     An arch is recalibrated on the calibration split first; a file is taken as it is. Raises CalibrationError for a
     file that was never calibrated, MismatchError when classes or sizes differ.
     """
-    from ofasearch.evaluate.score import CALIBRATION_IMAGES, predictions, top1
+    from ofasearch.evaluate.score import CALIBRATION_IMAGES, accelerator, predictions, top1
 
     images = load_data(data)
     part = images[split]
@@ -128,7 +128,7 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
             f"data must have {network.classes} classes and {size} pixels for this subnet, "
             f"but {images.name} has {images.classes} and {images.pixels or 'any'}"
         )
-    score = top1(predictions(to_network(network), part, network.preprocessing, resolution=size), part.labels)
+    score = top1(predictions(to_network(network).to(accelerator()), part, network.preprocessing, resolution=size), part.labels)
     record = {
         "top1": score,
         "n": len(part),

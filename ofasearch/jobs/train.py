@@ -76,7 +76,7 @@ def landmarks(space: Space) -> dict[str, Codes]:
 def score_landmarks(supernet: Supernet, data: DataSet, preprocessing: Preprocessing) -> dict[str, float]:
     """Validation top-1 of the three landmark networks, each recalibrated on the calibration split."""
     size = preprocessing.size
-    inputs = calibration_batches(data, preprocessing, resolution=size)
+    inputs = list(calibration_batches(data, preprocessing, resolution=size))
     scores = {}
     for name, codes in landmarks(supernet.space).items():
         network = supernet.extract(codes)
