@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ from ofasearch.errors import FormatError
 
 PIXEL_LIMIT = 4096 * 4096  # of one image; more is a decompression bomb, not a photograph
 ARCHIVE_LIMIT = 256 * 2**20  # bytes of one file inside an archive; the largest of CIFAR has 155 MB
+UNPACKED_LIMIT = 512 * 2**20  # bytes of a whole unpacked archive; CIFAR's have 187 MB
+CLASS_LIMIT = 100_000  # of a data set; a label beyond it is damage, and naming so many classes would fill the memory
+# Those of PIL's formats that the suffixes of images stand for: others start programs (PostScript) or are rarely tested.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 CIFAR_FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 CIFAR_ARCHIVES = {"cifar-10-python.tar.gz": "cifar-10-batches-py", "cifar-100-python.tar.gz": "cifar-100-python"}
@@ -44,7 +48,7 @@ def image_set(images: list[Images] | Images, labels: Any, where: str, classes: i
     """
     if not len(images):
         raise FormatError(f"{where} must hold images, but it is empty")
-    shapes = {image.shape for image in images}
+    shapes = {images.shape[1:]} if isinstance(images, np.ndarray) else {image.shape for image in images}
     if len(shapes) != 1:
         raise FormatError(f"{where} must hold images of one size, but sizes differ; give photographs as a folder of image files")
     height, width = next(iter(shapes))[:2]
@@ -52,12 +56,12 @@ def image_set(images: list[Images] | Images, labels: Any, where: str, classes: i
         raise FormatError(
             f"{where} must hold square images, but they have {width}x{height} pixels; give photographs as a folder of image files"
         )
+    if np.shape(labels) != (len(images),):
+        raise FormatError(f"{where} must hold one label for each of its {len(images)} images, but holds {np.size(labels)}")
+    lowest, highest, most = min(labels), max(labels), classes if classes is not None else CLASS_LIMIT
+    if lowest < 0 or highest >= most:
+        raise FormatError(f"labels in {where} must be 0..{most - 1}, but range from {lowest} to {highest}")
     found = np.asarray(labels, dtype=np.int64)
-    if found.shape != (len(images),):
-        raise FormatError(f"{where} must hold one label for each of its {len(images)} images, but holds {found.size}")
-    if found.min() < 0 or (classes is not None and found.max() >= classes):
-        last = "" if classes is None else f"..{classes - 1}"
-        raise FormatError(f"labels in {where} must be 0{last}, but range from {found.min()} to {found.max()}")
     return ImageSet(images if isinstance(images, np.ndarray) else np.stack(images), found)
 
 
@@ -66,16 +70,16 @@ def decode(data: bytes) -> Images:
 
     Raises FormatError when it is no image, damaged, or larger than 16 M pixels.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             if image.width * image.height <= PIXEL_LIMIT:
                 return np.asarray(image.convert("RGB"))
             size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has more: {error}") from error
-    except (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, zlib.error) as error:
+    except Exception as error:  # decoders of many formats fail in many ways
         raise FormatError(f"images must be readable, but one is not: {error}") from error
     raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has {size}")
 
@@ -100,7 +104,7 @@ def parquet_rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
         return encoded, labels, _class_names(table.schema.metadata or {}, label_column)
     except StopIteration:
         raise FormatError(f"{path} must have columns img (or image) and label, but has {table.column_names}") from None
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} must be a readable Parquet image file, but it is not: {error}") from error
 
 
@@ -167,7 +171,7 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
     """The batch files of a tar, by base name; nothing is written to disk, so names in it cannot lead anywhere."""
     known = {name for training, testing, meta, *_ in _CIFAR_FILES.values() for name in (*training, *testing, meta)}
     try:
-        with tarfile.open(path) as archive:
+        with path.open("rb") as raw, _unpacked(raw) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r:") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if member.isfile() and name in known and member.size <= ARCHIVE_LIMIT:
@@ -176,6 +180,36 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
                         yield name, content.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise FormatError(f"{path} must be a readable tar archive, but it is not: {error}; download it again") from error
+
+
+def _unpacked(file: BinaryIO) -> BinaryIO | gzip.GzipFile:
+    """The tar in a file that may be packed by gzip."""
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if packed else file
+
+
+class _Bounded(io.RawIOBase):
+    """A file for `tarfile`, which reads whatever length a header claims: a small packed file can claim all memory."""
+
+    def __init__(self, file: BinaryIO | gzip.GzipFile):
+        self.file = file
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self.file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        if not 0 <= size <= ARCHIVE_LIMIT:
+            raise ValueError(f"a header claims {size:,} bytes")
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of a file."""
+        if offset > UNPACKED_LIMIT:
+            raise ValueError(f"it unpacks to more than {UNPACKED_LIMIT >> 20} MiB")
+        return self.file.seek(offset, whence)
 
 
 def _integers(value: Any, where: str) -> list[int]:
@@ -192,7 +226,7 @@ class _RawDtype:
     """Stands in for numpy's dtype: remembers its name, ignores its state."""
 
     def __init__(self, name: Any, *_: Any):
-        self.name = _text(name)
+        self.name = _text(name) if isinstance(name, str | bytes) else ""
 
     def __setstate__(self, _: Any) -> None:
         pass
@@ -216,12 +250,47 @@ class _RawArray:
         return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
 
 
+def _latin(text: Any, _: Any) -> bytes:
+    if not isinstance(text, str):
+        raise pickle.UnpicklingError(f"a text is {type(text).__name__}")
+    return text.encode("latin-1")
+
+
+class _TextDict(dict[Any, Any]):
+    """A dictionary with texts as keys: hashing nested tuples that share their parts takes as long as a file wants."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str | bytes):
+            raise pickle.UnpicklingError(f"a key is {type(key).__name__}, not text")
+        super().__setitem__(key, value)
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Reads the pickles of CIFAR without running anything of theirs.
 
     The few names that arrays need are answered by stand-ins of our own. Python's own unpickler is used, not the C one,
-    which reserves as much memory as a file asks for.
+    which reserves as much memory as a file asks for; of its opcodes, the one for byte arrays does so too, and those for
+    sets hash what a file likes.
     """
+
+    def refuse(self) -> None:
+        """An opcode that no batch needs."""
+        raise pickle.UnpicklingError("it is written in another way than CIFAR's batches are")
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | dict.fromkeys(
+        (pickle.BYTEARRAY8[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), refuse
+    )
+
+    def load_dictionary(self) -> None:
+        """An empty dictionary, or one of the items since the mark."""
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        found = _TextDict()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            found[key] = value
+        self.append(found)  # type: ignore[attr-defined]
+
+    dispatch[pickle.DICT[0]] = load_dictionary
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(_TextDict())
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name."""
@@ -232,7 +301,7 @@ class _PlainUnpickler(pickle._Unpickler):
         if (module, name) == ("numpy", "ndarray"):
             return _RawArray
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes into an old pickle
-            return lambda text, encoding: str(text).encode("latin-1")
+            return _latin
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, and nothing of a file is run")
 
 
@@ -278,6 +347,8 @@ def _idx_array(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         raise FormatError(f"{path} must be an idx file of bytes in {dimensions} dimensions, but it is another kind of file")
     shape = tuple(int(n) for n in np.frombuffer(content[4:header], dtype=">u4"))
+    if min(shape) == 0:  # else a few bytes could claim billions of images without pixels
+        raise FormatError(f"{path} must hold images or labels, but its header says {'x'.join(map(str, shape))}; download it again")
     promised, held = int(np.prod(shape, dtype=object)), len(content) - header
     if promised != held:
         raise FormatError(f"{path} must hold the {promised} bytes that its header promises, but holds {held}; download it again")
