@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ofasearch.data.formats import PIXEL_LIMIT, decode
+from ofasearch.data.formats import IMAGE_FORMATS, PIXEL_LIMIT, decode
 from ofasearch.data.sets import Images, Labels, Preprocessing
 from ofasearch.errors import FormatError
 
@@ -74,7 +74,7 @@ def centre_crop(path: Path, resolution: int, crop_pct: float) -> Images:
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
             if opened.width * opened.height > PIXEL_LIMIT:
                 raise FormatError(f"{path} must have at most {PIXEL_LIMIT} pixels, but has {opened.width}x{opened.height}")
             image = opened.convert("RGB")
@@ -85,6 +85,8 @@ def centre_crop(path: Path, resolution: int, crop_pct: float) -> Images:
     short = math.ceil(resolution / crop_pct)
     width, height = image.size
     size = (max(short, int(short * width / height)), max(short, int(short * height / width)))
+    if size[0] * size[1] > PIXEL_LIMIT:  # one row of a million pixels would be made a thousand times larger
+        raise FormatError(f"{path} must have at most {PIXEL_LIMIT} pixels at {short} pixels a side, but has {width}x{height}")
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (round((side - resolution) / 2.0) for side in size)
@@ -124,7 +126,7 @@ def small_size(images: FolderSet, most: int = 96, looked_at: int = 32) -> bool:
     sizes = set()
     for name in images.files[:: max(1, len(images) // looked_at)]:
         try:
-            with Image.open(images.root / name) as image:
+            with Image.open(images.root / name, formats=IMAGE_FORMATS) as image:
                 sizes.add(image.size)
         except Exception:  # a damaged image is named when it is read
             return False

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,12 +211,10 @@ def load_image_folder(path: Path) -> DataSet:
     """
     folders, classes = image_parts(path)
     parts: dict[str, Split] = dict(folders)
-    if small_size(next(iter(folders.values()))):
+    if all(small_size(part) for part in folders.values()):
         files = [part.root / name for part in folders.values() for name in part.files]
-        sets, _ = _kept(
-            files, lambda: ([image_set(read_small(p), np.maximum(p.labels, 0), str(p.root)) for p in folders.values()], classes)
-        )
-        if len({s.pixels for s in sets}) == 1:
+        sets, _ = _kept(files, lambda: (_small_sets(folders), classes))
+        if sets:
             parts = {kind: ImageSet(s.images, folders[kind].labels) for kind, s in zip(folders, sets, strict=True)}
     name = path.absolute().name
     if "train" in parts:
@@ -225,6 +223,14 @@ def load_image_folder(path: Path) -> DataSet:
     if "all" in parts and classes:
         return split_pool(name, parts["all"], classes)
     return split_evaluation(name, next(iter(parts.values())), classes)
+
+
+def _small_sets(folders: Mapping[str, FolderSet]) -> list[ImageSet]:
+    """The images in memory; none where sizes differ after all."""
+    pixels = [read_small(part) for part in folders.values()]
+    if len({image.shape for part in pixels for image in part}) > 1:
+        return []
+    return [image_set(found, np.maximum(part.labels, 0), str(part.root)) for found, part in zip(pixels, folders.values(), strict=True)]
 
 
 # -- the cache of decoded images -------------------------------------------------------------------------------
