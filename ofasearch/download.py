@@ -92,6 +92,8 @@ def _fetch_any(name: str, target: Path) -> Iterator[DownloadProgress]:
     for address in addresses:
         try:
             yield from _fetch(name, address, target)
+        except FormatError:  # a ValueError too; an address that sends something else is to be known, not passed over
+            raise
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
             reasons.append(f"{address}: {getattr(error, 'reason', None) or error}")
         else:
