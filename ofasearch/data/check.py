@@ -12,7 +12,7 @@ import numpy as np
 
 from ofasearch.data.folder import WORKERS
 from ofasearch.data.formats import decode, parquet_rows
-from ofasearch.data.load import KNOWN, image_parts, load_data, locate
+from ofasearch.data.load import IDX_PLACES, KNOWN, image_parts, load_data, locate
 from ofasearch.data.sets import SPLIT_NAMES, DataSet
 from ofasearch.errors import FormatError, NotFoundError
 
@@ -147,8 +147,9 @@ def _digests(source: str, path: Path) -> dict[str, bool]:
     published = known.files if known else {name: md5 for k in ("cifar10", "cifar100") for name, md5 in KNOWN[k].files.items()}
     found = {}
     for name, md5 in published.items():
-        file = path if path.name == name else path / name
-        if file.is_file():
+        places = [path] if path.name == name else [path / place / name for place in IDX_PLACES]
+        file = next((file for file in places if file.is_file()), None)
+        if file is not None:
             with file.open("rb") as handle:
                 found[name] = hashlib.file_digest(handle, "md5").hexdigest() == md5
     return found

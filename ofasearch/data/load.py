@@ -22,6 +22,7 @@ from ofasearch.data.sets import DataSet, ImageSet, Split, split_evaluation, spli
 from ofasearch.errors import FormatError, NotFoundError, WriteError
 from ofasearch.records import cache_dir, write_atomic
 
+IDX_PLACES = (".", "raw", "MNIST/raw", "FashionMNIST/raw")  # below a folder; torchvision's among them
 TRAINING, VALIDATION, TEST = ("train",), ("val", "validation", "valid"), ("test",)
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -138,7 +139,7 @@ def _load_folder(path: Path) -> DataSet:
     for name in CIFAR_ARCHIVES:
         if (path / name).is_file():
             return _cifar(path / name)
-    for folder in (path, path / "raw", path / "MNIST" / "raw", path / "FashionMNIST" / "raw"):
+    for folder in (path / place for place in IDX_PLACES):
         training, testing = find_idx(folder, "train"), find_idx(folder, "test")
         if training and testing:
             names = FASHION_CLASSES if "fashion" in str(folder.absolute()).lower() else tuple(str(d) for d in range(10))
