@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ofasearch import zoo
+from ofasearch.download import OFFICIAL, official_path
 from ofasearch.errors import OfaSearchError, UsageError
 from ofasearch.records import provenance, write_json
 from ofasearch.space.families import find_design
@@ -32,8 +33,9 @@ class SupernetReport:
 def check_supernet(file: Path, *, space: str | None = None, classes: int | None = None, out: Path | None = None) -> SupernetReport:
     """`supernet check`: what a checkpoint is and what is wrong with it; converted to `out` when it is sound.
 
-    `space` says which subnets were trained where the file's name does not; `classes` swaps the classifier. Raises
-    NotFoundError, FormatError (no supernet at all), UsageError, WriteError.
+    `file` may be the name of an official checkpoint, which is fetched if need be. `space` says which subnets were trained
+    where the file's name does not; `classes` swaps the classifier. Raises NotFoundError, FormatError (no supernet at all),
+    UsageError, WriteError.
     """
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"the converted file must end in .safetensors, but got {out}")
@@ -43,6 +45,8 @@ def check_supernet(file: Path, *, space: str | None = None, classes: int | None 
         weights = load_weights(file)
         record = describe_weights(weights) | {"problems": []}
         return SupernetReport(record=record | _convert(weights, classes, out), error=None)
+    if str(file) in OFFICIAL and not file.exists():
+        space, file = space or OFFICIAL[str(file)].space, _fetched(str(file))
     found = examine(file, space)
     record = {
         "family": "MobileNetV3 (once-for-all, CompOFA)",
@@ -63,6 +67,13 @@ def check_supernet(file: Path, *, space: str | None = None, classes: int | None 
         return SupernetReport(record=record, error=error)
     record |= {"subnets": f"{weights.space.size:,} per resolution", "digest": weights.digest}
     return SupernetReport(record=record | _convert(weights, classes, out), error=None)
+
+
+def _fetched(name: str) -> Path:
+    """The file of an official checkpoint, fetched if need be."""
+    for _ in zoo.fetch_supernet(name):
+        pass
+    return official_path(name)
 
 
 def describe(name: str) -> dict[str, Any]:
