@@ -227,6 +227,8 @@ def _family(path: Path, arrays: Mapping[str, Array]) -> str:
     lacking = [their_key(key, old=False, static=False) for key in marks if key not in arrays]
     if lacking:
         raise FormatError(f"{path} must be a once-for-all MobileNetV3 or CompOFA supernet, but it has no {_some(lacking)}")
+    if arrays[marks[3]].ndim != 2:
+        raise FormatError(f"{path} must have a matrix as classifier, but its shape is {_shape(arrays[marks[3]].shape)}")
     found = [arrays[key].shape[:1] for key in marks[:3]]
     for name, design in DESIGNS.items():
         if design.parent is None and found == [(design.stem,), (design.c_expand,), (design.c_feature,)]:
