@@ -45,6 +45,7 @@ def build(*, space: str, target: str, batch: int, threads: int, resolutions: str
     from ofasearch.latency.table import LatencyTable, save_table
     from ofasearch.space.families import get_space
 
+    check_run(batch=batch, threads=threads)
     found = get_space(space)
     if resolutions:
         found = found.with_resolutions(NUMBERS.convert(resolutions, None, None))

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 
 import click
 
+from ofasearch.cli.show import plain
 from ofasearch.errors import OfaSearchError
+
+SENTENCE_LIMIT = 800  # characters; what libraries and foreign files put into a message has no end of its own
 
 # name -> (module, attribute, one line for the overview)
 Commands = Mapping[str, tuple[str, str, str]]
@@ -86,6 +89,9 @@ def run(argv: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
+    sentence = plain(" ".join(sentence.split()))
+    if len(sentence) > SENTENCE_LIMIT:
+        sentence = f"{sentence[:SENTENCE_LIMIT]} ..."
     click.echo(f"ofasearch: {sentence}", err=True)
     return code
 

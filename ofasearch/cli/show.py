@@ -17,8 +17,14 @@ def print_json(record: Any) -> None:
     click.echo(json.dumps(record, indent=2, allow_nan=False))
 
 
+def plain(text: str) -> str:
+    """The text without what would not stand on one line: files from outside can name things in control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns that line up: text to the left, everything that starts with a digit, sign or dash to the right."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     columns = list(zip(headers, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     right = [len(column) > 1 and all(cell[:1].isdigit() or cell[:1] in "-+" for cell in column[1:]) for column in columns]
@@ -32,7 +38,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values, the values in one column."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{plain(name).ljust(width)}  {plain(value)}" for name, value in rows)
 
 
 def duration(seconds: float) -> str:
