@@ -67,9 +67,17 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > JSON_LIMIT:
         raise FormatError(f"{path} must be at most {JSON_LIMIT >> 20} MiB of JSON, but it is larger")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError, OSError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise FormatError(f"{path} must be JSON, but it cannot be read: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON from outside; NaN, infinities and nesting without end are none, and nothing but ValueError is raised."""
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _finite(text: str) -> float:
