@@ -27,6 +27,7 @@ Act = Literal["none", "relu", "relu6", "h_swish"]
 Reduce = Literal["sum", "max"]
 
 CHUNK = 65_536  # networks priced at once, so that a large population needs little extra memory
+RESOLUTION_LIMIT = 1024  # pixels; larger inputs are no classifier's
 ENUMERATION_LIMIT = 1_000_000  # rows; a larger space is searched, not listed
 
 
@@ -280,11 +281,13 @@ class Space:
     def with_resolutions(self, resolutions: Sequence[int]) -> Space:
         """The same space restricted (or widened) to other input sizes.
 
-        Raises ArchError when the list is empty or holds a size below 8 pixels.
+        Raises ArchError when the list is empty or holds a size below 8 or above RESOLUTION_LIMIT pixels.
         """
         chosen = tuple(sorted(set(resolutions)))
         if not chosen or chosen[0] < 8:
             raise ArchError(f"resolutions must be a non-empty list of sizes of at least 8 pixels, but got {list(resolutions)}")
+        if chosen[-1] > RESOLUTION_LIMIT:
+            raise ArchError(f"resolutions must be at most {RESOLUTION_LIMIT} pixels, but one is {chosen[-1]}")
         return replace(self, genes=(replace(self.genes[0], choices=chosen), *self.genes[1:]))
 
     @property
