@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import tarfile
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +21,13 @@ import numpy.typing as npt
 
 from ofasearch.data.sets import Images, ImageSet
 from ofasearch.errors import FormatError
+from ofasearch.records import parse_json
 
 PIXEL_LIMIT = 4096 * 4096  # of one image; more is a decompression bomb, not a photograph
 ARCHIVE_LIMIT = 256 * 2**20  # bytes of one file inside an archive; the largest of CIFAR has 155 MB
 UNPACKED_LIMIT = 512 * 2**20  # bytes of a whole unpacked archive; CIFAR's have 187 MB
+ROW_LIMIT, ROWS_AT_ONCE = 10_000_000, 64  # of one Parquet file
+GROWTH_FLOOR, GROWTH = 2**27, 100  # bytes that decoded images may take in any case, and bytes per byte of their files
 CLASS_LIMIT = 100_000  # of a data set; a label beyond it is damage, and naming so many classes would fill the memory
 # Those of PIL's formats that the suffixes of images stand for: others start programs (PostScript) or are rarely tested.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -65,8 +68,8 @@ def image_set(images: list[Images] | Images, labels: Any, where: str, classes: i
     return ImageSet(images if isinstance(images, np.ndarray) else np.stack(images), found)
 
 
-def decode(data: bytes) -> Images:
-    """The pixels (H, W, 3) of one encoded image.
+def decode(data: bytes, shape: tuple[int, ...] | None = None) -> Images:
+    """The pixels (H, W, 3) of one encoded image, which must be of the given shape; what is of another is not decoded.
 
     Raises FormatError when it is no image, damaged, or larger than 16 M pixels.
     """
@@ -74,14 +77,16 @@ def decode(data: bytes) -> Images:
 
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height <= PIXEL_LIMIT:
+            size, large = f"{image.width}x{image.height}", image.width * image.height > PIXEL_LIMIT
+            if not large and shape in (None, (image.height, image.width, 3)):
                 return np.asarray(image.convert("RGB"))
-            size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has more: {error}") from error
     except Exception as error:  # decoders of many formats fail in many ways
         raise FormatError(f"images must be readable, but one is not: {error}") from error
-    raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has {size}")
+    if large:
+        raise FormatError(f"images must have at most {PIXEL_LIMIT} pixels, but one has {size}")
+    raise FormatError(f"a data set must hold images of one size, but sizes differ: one has {size}; give photographs as a folder")
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------
@@ -95,15 +100,26 @@ def parquet_rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    encoded: list[Any] = []
+    labels: list[Any] = []
+    columns: list[str] = []
+    allowed, held = _allowed([path]), 0
     try:
-        table = pq.read_table(path)
-        image_column = next(c for c in ("img", "image") if c in table.column_names)
-        label_column = next(c for c in ("label", "fine_label") if c in table.column_names)
-        encoded = [row["bytes"] for row in table.column(image_column).to_pylist()]
-        labels = [int(v) for v in table.column(label_column).to_pylist()]
-        return encoded, labels, _class_names(table.schema.metadata or {}, label_column)
+        with pq.ParquetFile(path) as file:
+            columns, rows = file.schema_arrow.names, file.metadata.num_rows
+            image_column = next(c for c in ("img", "image") if c in columns)
+            label_column = next(c for c in ("label", "fine_label") if c in columns)
+            if rows > ROW_LIMIT:
+                raise ValueError(f"it claims {rows} rows, more than {ROW_LIMIT}")
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image_column, label_column]):
+                encoded += [row["bytes"] for row in batch.column(image_column).to_pylist()]
+                labels += [int(v) for v in batch.column(label_column).to_pylist()]
+                held += batch.nbytes
+                if held > allowed:
+                    raise ValueError(f"its images take more than {allowed >> 20} MiB")
+            return encoded, labels, _class_names(file.schema_arrow.metadata or {}, label_column)
     except StopIteration:
-        raise FormatError(f"{path} must have columns img (or image) and label, but has {table.column_names}") from None
+        raise FormatError(f"{path} must have columns img (or image) and label, but has {columns}") from None
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} must be a readable Parquet image file, but it is not: {error}") from error
 
@@ -116,16 +132,29 @@ def read_parquet(paths: list[Path]) -> tuple[ImageSet, tuple[str, ...]]:
     for path in paths:
         rows, more, found = parquet_rows(path)
         encoded, labels, names = encoded + rows, labels + more, names or found
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(decode, encoded, chunksize=256))
+    if not encoded:
+        raise FormatError(f"{paths[0]} must hold images, but it is empty")
+    with warnings.catch_warnings():  # Pillow warns of small faults of images, and of bombs before it refuses them
+        warnings.simplefilter("ignore")
+        first = decode(encoded[0])
+        needed, allowed = first.nbytes * len(encoded), _allowed(paths)
+        if needed > allowed:
+            raise FormatError(f"{paths[0]} must hold images of at most {allowed >> 20} MiB, but they take {needed >> 20} MiB")
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda data: decode(data, first.shape), encoded, chunksize=256))
     found_set = image_set(images, labels, str(paths[0]), len(names) or None)
     return found_set, names or tuple(str(c) for c in range(int(found_set.labels.max()) + 1))
+
+
+def _allowed(paths: list[Path]) -> int:
+    """Bytes that files may stand for: images are not compressed a hundredfold."""
+    return max(GROWTH_FLOOR, GROWTH * sum(path.stat().st_size for path in paths))
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label_column: str) -> tuple[str, ...]:
     """Class names from the schema metadata that image hubs write, or nothing."""
     try:
-        record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+        record: Any = parse_json(metadata.get(b"huggingface", b"{}").decode())
         return tuple(str(n) for n in record["info"]["features"][label_column]["names"])
     except (ValueError, KeyError, TypeError):
         return ()

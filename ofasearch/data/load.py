@@ -129,7 +129,7 @@ def _load_file(path: Path) -> DataSet:
 
 
 def _load_folder(path: Path) -> DataSet:
-    train, test = (sorted(path.glob(f"{kind}*.parquet")) for kind in ("train", "test"))
+    train, test = (sorted(file for file in path.glob(f"{kind}*.parquet") if file.is_file()) for kind in ("train", "test"))
     if train:
         (images,), names = _kept(train, lambda: _one(read_parquet(train)))
         return split_pool(path.name, images, names, test=_kept(test, lambda: _one(read_parquet(test)))[0][0] if test else None)

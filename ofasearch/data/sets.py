@@ -30,6 +30,7 @@ SPLIT_SEED = 2022
 CALIBRATION_SHARE = 0.04  # of the images that come for training: 2,000 of CIFAR-10's 50,000
 VALIDATION_SHARE = 0.10  # 5,000 of CIFAR-10's 50,000
 TEST_SHARE = 0.20  # where a data set brings no test images of its own
+SCALES = (1e-6, 1e3)  # of means and deviations: beyond them float32 overflows
 CALIBRATION_MOST = 2000  # images; once-for-all recalibrates batch norm on as many
 VALIDATION_MOST = 10_000  # images; as many as once-for-all holds out of ImageNet
 
@@ -134,13 +135,17 @@ class Preprocessing:
     def from_json(record: Mapping[str, Any]) -> Preprocessing:
         """Inverse of `to_json`. Raises FormatError when a field is missing or of the wrong type."""
         try:
+            if not isinstance(record, Mapping):
+                raise TypeError(f"it is {type(record).__name__}")
             mean, std = (tuple(float(v) for v in record[key]) for key in ("mean", "std"))
             size, crop_pct = int(record["size"]), float(record.get("crop_pct", 1.0))
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"preprocessing must hold mean, std and size, but got {record!r}") from error
-        if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FormatError(f"preprocessing must hold mean, std and size, but one is missing or no number: {error}") from error
+        low, high = SCALES
+        if not (len(mean) == len(std) == 3 and all(abs(m) <= high for m in mean) and all(low <= s <= high for s in std)):
             raise FormatError(
-                f"preprocessing must hold mean, std and size, 3 finite means and positive deviations, but got {list(mean)} and {list(std)}"
+                f"preprocessing must hold mean, std and size, 3 means of at most {high:g} and 3 deviations of {low:g} to {high:g}, "
+                f"but got {list(mean)} and {list(std)}"
             )
         if not 0.1 <= crop_pct <= 1:
             raise FormatError(f"preprocessing must crop a share of 0.1 to 1, but got {crop_pct}")
