@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from ofasearch.data import Preprocessing
 from ofasearch.errors import FormatError, MismatchError, NotFoundError
-from ofasearch.records import write_atomic
+from ofasearch.records import parse_json, write_atomic
 from ofasearch.space.core import Blueprint, LayerSpec, Space
 from ofasearch.space.families import get_space, make_divisible
 
@@ -35,6 +35,8 @@ A = TypeVar("A")
 Array = npt.NDArray[np.float32]
 BN_PARTS = ("weight", "bias", "running_mean", "running_var")
 FORMAT = "ofasearch-supernet-1"
+WEIGHT_LIMIT = 1e9  # products of such numbers stay finite in float32
+FILE_LIMIT = 512 * 2**20  # bytes; the largest published supernet takes 200 MB
 _MATRIX = re.compile(r"\.depth\.\d+to(\d+)$")
 
 
@@ -269,16 +271,18 @@ def save_weights(path: Path, weights: Weights) -> None:
 def read_safetensors(path: Path, format_name: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays and the JSON card of one of our safetensors files.
 
-    Raises NotFoundError, FormatError (damaged, foreign, or of another format).
+    Raises NotFoundError, FormatError (damaged, foreign, too large, or of another format).
     """
     if not path.is_file():
         raise NotFoundError(f"{path} must be an existing file, but there is none")
+    if path.stat().st_size > FILE_LIMIT:
+        raise FormatError(f"{path} must be at most {FILE_LIMIT >> 20} MiB, but is larger")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        card = json.loads(metadata.get("ofasearch", "null"))
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        card = parse_json(metadata.get("ofasearch", "null"))
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} must be a safetensors file written by ofasearch, but it cannot be read: {error}") from error
     if not isinstance(card, dict) or card.get("format") != format_name:
         raise FormatError(f"{path} must be of format {format_name}, but it is a safetensors file of another kind")
@@ -295,15 +299,24 @@ def load_weights(path: Path) -> Weights:
         space = get_space(card["space"], classes=int(card["classes"])).with_resolutions([int(r) for r in card["resolutions"]])
         names = tuple(str(c) for c in card["class_names"])
         preprocessing, training = Preprocessing.from_json(card["preprocessing"]), dict(card["training"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} must name space, classes, resolutions and preprocessing, but its card does not: {error}") from error
     if names and len(names) != space.classes:
         raise FormatError(f"{path} must name all of its {space.classes} classes, but names {len(names)}")
     _check_shapes(arrays, space)
-    for key, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise FormatError(f"{path} must hold finite weights, but '{key}' has NaN or infinity")
+    check_values(path, arrays)
     return Weights(arrays, space, preprocessing, names, training, path.stem)
+
+
+def check_values(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Raise FormatError unless all arrays of a file are float32 and finite, and no variance is negative."""
+    for key, array in arrays.items():
+        if array.dtype != np.float32:
+            raise FormatError(f"{path} must hold float32 weights, but '{key}' is {array.dtype}")
+        if not np.abs(array).max(initial=0) <= WEIGHT_LIMIT:
+            raise FormatError(f"{path} must hold finite weights, but '{key}' has NaN or a number beyond {WEIGHT_LIMIT:g}")
+        if key.endswith("running_var") and array.min(initial=0) < 0:
+            raise FormatError(f"{path} must hold variances of at least 0, but '{key}' has a negative one")
 
 
 def _check_shapes(arrays: Mapping[str, Array], space: Space) -> None:
