@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.data import DataSet, Preprocessing
-from ofasearch.deploy.export import TOLERANCE, build_onnx, verify
+from ofasearch.deploy.export import TOLERANCE, build_onnx, layer_key, verify
 from ofasearch.errors import FormatError, MismatchError
 from ofasearch.evaluate.members import Members
 from ofasearch.latency.measure import OnnxModel
-from ofasearch.records import write_atomic, write_json
-from ofasearch.space.core import Arch, Blueprint, Codes, LayerSpec, Space
+from ofasearch.records import parse_json, write_atomic, write_json
+from ofasearch.space.core import RESOLUTION_LIMIT, Arch, Blueprint, Codes, LayerSpec, Space
 from ofasearch.space.static import net_config, run_config
 from ofasearch.supernet.torchfile import load_plain
-from ofasearch.supernet.weights import Array, Weights, slice_network
+from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, slice_network
 
 FORMAT = "ofasearch-subnet-1"
 CHECK_IMAGES = 256
-CHECK_PHOTOGRAPHS = 32
+CHECK_PIXELS = 64 * 224**2  # of all of them: larger images are fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +130,13 @@ def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
 def check_images(subnet: Subnet, data: DataSet | None) -> tuple[npt.NDArray[np.float32], str]:
     """Inputs to prove an export on, and what they are: the first test images of the data, else seeded noise images."""
     size = subnet.blueprint[0].hw_in
+    n = max(1, min(CHECK_IMAGES, CHECK_PIXELS // size**2))
     if data is not None and data.pixels in (None, size):
-        few = data["test"].take(np.arange(min(CHECK_IMAGES if data.pixels else CHECK_PHOTOGRAPHS, len(data["test"]))))
+        few = data["test"].take(np.arange(min(n, len(data["test"]))))
         (inputs,) = few.inputs(subnet.preprocessing, resolution=size, batch=len(few))
         return inputs, f"{len(few)} test images of {data.name}"
-    images = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES, size, size, 3), dtype=np.uint8)
-    return subnet.preprocessing.apply(images), f"{CHECK_IMAGES} seeded random images"
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return subnet.preprocessing.apply(images), f"{n} seeded random images"
 
 
 def prove(subnet: Subnet, content: bytes, data: DataSet | None, *, threads: int = 1) -> tuple[float, str]:
@@ -193,20 +196,22 @@ def load_subnet(path: Path) -> tuple[Subnet, dict[str, Any]]:
     try:
         if record["format"] != FORMAT:
             raise FormatError(f"{path} must be of format {FORMAT}, but is {record['format']}")
-        arrays = {str(k): np.asarray(t.numpy(), dtype=np.float32) for k, t in record["state_dict"].items()}
+        arrays = {str(k): t.detach().numpy() for k, t in record["state_dict"].items()}
+        check_values(path, arrays)
         subnet = Subnet(
-            arch=Arch(str(record["arch_id"]), str(record["space"]), ()),
+            arch=Arch(_word(record["arch_id"]), _word(record["space"]), ()),
             blueprint=tuple(LayerSpec(**spec) for spec in record["blueprint"]),
             arrays=arrays,
             preprocessing=Preprocessing.from_json(record["preprocessing"]),
-            class_names=tuple(str(c) for c in record["class_names"]),
+            class_names=tuple(_word(c) for c in record["class_names"]),
             classes=int(record["classes"]),
-            supernet=str(record["supernet"]),
-            supernet_digest=str(record["supernet_digest"]),
-            calibrated=str(record["calibrated"]),
-            settings=dict(record["settings"]),
+            supernet=_word(record["supernet"]),
+            supernet_digest=_word(record["supernet_digest"]),
+            calibrated=_word(record["calibrated"]),
+            settings=dict(parse_json(json.dumps(record["settings"]))),  # so that it can be told and written again
         )
-        facts = dict(json.loads(record["facts"]))
+        facts = dict(parse_json(record["facts"]))
+        _check_layers(subnet)
         to_network(subnet)
     except FormatError:
         raise
@@ -214,6 +219,36 @@ def load_subnet(path: Path) -> tuple[Subnet, dict[str, Any]]:
         why = f"it lacks {error}" if isinstance(error, KeyError) else "its entries do not fit together"
         raise FormatError(f"{path} must be a subnet.pt of ofasearch, but it cannot be read: {why}") from error
     return subnet, facts
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name must be text, but is {type(value).__name__}")
+    return value
+
+
+_LAYER = LayerSpec(slot="", kind="conv", c_in=1, c_mid=0, c_out=1, hw_in=1)  # the types of its fields are those of all layers
+
+
+def _check_layers(subnet: Subnet) -> None:
+    """Raise ValueError unless the layers form a chain that the arrays fill exactly, before anything of their size is made."""
+    layers = subnet.blueprint
+    for spec in layers:
+        if any(type(getattr(spec, f.name)) is not type(getattr(_LAYER, f.name)) for f in fields(LayerSpec)):
+            raise ValueError(f"a value of layer {spec.slot} is of another type")
+        if spec.stride < 1 or spec.kernel % 2 == 0 or not 0 < spec.eps < math.inf or (spec.kind == "pool" and spec.c_in != spec.c_out):
+            raise ValueError(f"layer {spec.slot} cannot be computed")
+        if spec.skip and (spec.stride, spec.c_in) != (1, spec.c_out):
+            raise ValueError(f"layer {spec.slot} cannot be added to its input")
+    first, last = layers[0], layers[-1]
+    chained = all((a.c_out, a.hw_out) == (b.c_in, b.hw_in) and a.kind != "linear" for a, b in pairwise(layers))
+    ends = first.c_in == 3 and 0 < first.hw_in <= RESOLUTION_LIMIT and (last.kind, last.c_out) == ("linear", subnet.classes)
+    if not (chained and ends and len(subnet.class_names) in (0, subnet.classes)):
+        raise ValueError("the layers do not follow one another from an image to the classes")
+    for index, spec in enumerate(layers):
+        for name, shape in array_shapes(spec).items():
+            if subnet.arrays[f"{layer_key(spec, index)}.{name}"].shape != shape:
+                raise ValueError(f"{name} of layer {spec.slot} has another shape")
 
 
 def write_configs(folder: Path, blueprint: Blueprint) -> Path:

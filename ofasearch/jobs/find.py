@@ -106,7 +106,7 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     """
     if request.top_k < 1 or request.seed < 0:
         raise UsageError(f"--top-k must be at least 1 and --seed at least 0, but got {request.top_k} and {request.seed}")
-    data = load_data(request.data) if request.data else None
+    data = load_data(request.data) if request.data is not None else None
     for fetched in zoo.fetch_supernet(request.question.supernet):
         yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
     setup: Setup | None = None
@@ -132,10 +132,11 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     if why_not:
         notes.append(why_not)
     record["measured"] = _measured(winner)
-    record["files"] = {"net_config": str(write_configs(folder, setup.space.blueprint(codes)))}
-    if subnet is not None:
+    files = (("onnx", "subnet.onnx"), ("subnet", "subnet.pt")) if subnet is not None else ()
+    if subnet is not None:  # first, because it proves the network before anything is written
         record["measured"] |= yield from _export(folder, subnet, setup, codes, data, record)
-        record["files"] |= {name: str((folder / file).absolute()) for name, file in (("onnx", "subnet.onnx"), ("subnet", "subnet.pt"))}
+    record["files"] = {"net_config": str(write_configs(folder, setup.space.blueprint(codes)))}
+    record["files"] |= {name: str((folder / file).absolute()) for name, file in files}
     notes += _data_notes(setup, data, record["measured"].get("top1"), winner.predicted_top1)
     if "warning" in record["measured"]:
         notes.append(record["measured"]["warning"])

@@ -83,7 +83,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     _check(question)
     supernet = _supernet(question)
     space = _space(question, supernet)
-    predictor = zoo.get_predictor(question.predictor) if question.predictor else None
+    predictor = zoo.get_predictor(question.predictor) if question.predictor is not None else None
     if predictor is not None:
         predictor.check_space(space)
         if supernet is not None:
