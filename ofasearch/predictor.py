@@ -34,6 +34,8 @@ Matrix = npt.NDArray[np.float32]
 FORMAT = "ofasearch-predictor-1"
 HIDDEN = 400
 VALUE_LIMIT = 10_000  # of a kernel, expand ratio, resolution or number of blocks; larger ones are no network
+CHOICE_LIMIT = 1_000  # kernels, expand ratios or resolutions that one encoder tells apart
+FINITE = 1e30  # what no feature of any layer may reach
 PAIRS_LIMIT = 256 * 2**20  # bytes of one pairs file
 TUTORIAL_SPACE = "ofa-mbv3-w1.2"  # what the published acc_predictor.pth was trained for
 
@@ -167,8 +169,9 @@ def load_predictor(path: Path) -> Predictor:
         count = len(arrays) // 2
         weights, biases = (tuple(arrays[f"{i}.{part}"] for i in range(count)) for part in "wb")
         digest = card["supernet_digest"]
+        _ = {name: float(value) for name, value in dict(card["card"].get("held_out") or {}).items()}  # told to users as numbers
         predictor = Predictor(encoder, weights, biases, float(card["offset"]), str(card["space"]), digest, dict(card["card"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"{path} must be a predictor of ofasearch, but its card or arrays are incomplete: {error}") from error
     return _checked(path, predictor)
 
@@ -182,7 +185,7 @@ def _load_tutorial(path: Path) -> Predictor:
         tensors = {key: np.asarray(state[key], dtype=np.float32) for i in (0, 2, 4, 6) for key in (f"{i}.weight", f"{i}.bias")}
     except KeyError as error:
         raise FormatError(f"{path} must be {what}, but it cannot be read: it lacks {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FormatError(f"{path} must be {what}, but it cannot be read: its entries are no plain tensors") from error
     weights = tuple(np.ascontiguousarray(tensors[f"{i}.weight"].T) for i in (0, 2, 4, 6))
     biases = tuple(tensors[f"{i}.bias"] for i in (0, 2, 4, 6))
@@ -196,13 +199,21 @@ def _checked(path: Path, predictor: Predictor) -> Predictor:
     values = (*encoder.kernels, *encoder.expands, *encoder.resolutions)
     if not (values and min(values) > 0 and max(values) <= VALUE_LIMIT and 0 < encoder.blocks <= VALUE_LIMIT and abs(predictor.offset) <= 1):
         raise FormatError(f"{path} must encode values of 1..{VALUE_LIMIT} and have an offset of at most 1, but it does not")
+    choices = (encoder.kernels, encoder.expands, encoder.resolutions)
+    if not all(0 < len(c) == len(set(c)) <= CHOICE_LIMIT for c in choices):
+        raise FormatError(f"{path} must encode 1..{CHOICE_LIMIT} kernels, expand ratios and resolutions, each once, but it does not")
     if any(array.dtype != np.float32 for array in (*predictor.weights, *predictor.biases)):
         raise FormatError(f"{path} must hold float32 layers, but holds others")
-    width = encoder.dims
+    width, largest = encoder.dims, 1.0  # a one-hot code lies in 0..1
     for weight, bias in zip(predictor.weights, predictor.biases, strict=True):
         if weight.ndim != 2 or weight.shape[0] != width or bias.shape != (weight.shape[1],):
             raise FormatError(f"{path} must hold layers that fit together, but one of shape {weight.shape} follows {width} features")
-        width = weight.shape[1]
+        width, largest = (
+            weight.shape[1],
+            largest * float(np.abs(weight).sum(axis=0, dtype=np.float64).max(initial=0)) + float(np.abs(bias).max(initial=0)),
+        )
+        if not largest < FINITE:
+            raise FormatError(f"{path} must hold weights that keep predictions finite, but its predictions could reach {largest:.3g}")
     if width != 1:
         raise FormatError(f"{path} must end in one output, but ends in {width}")
     return predictor
@@ -266,7 +277,7 @@ def _read_records(path: Path) -> list[Mapping[str, Any]]:
             rows = csv.DictReader(text.splitlines())
             return [{**ast.literal_eval(row["Sub-network"]), "top1": row["Top-1 Acc (%)"]} for row in rows]
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, csv.Error) as error:  # literal_eval raises all
         raise FormatError(f"{path} must be JSON lines or DyNAS-T's CSV, but a line cannot be read: {error}") from error
 
 
@@ -350,6 +361,8 @@ def check(predictor: Predictor, pairs: Pairs) -> FitError:
     from scipy.stats import kendalltau, spearmanr
 
     predicted = predictor(pairs.settings)
+    if np.ptp(pairs.top1) == 0 or np.ptp(predicted) == 0:
+        raise FormatError("a comparison needs networks of different measured and predicted accuracy, but all are equal; give more pairs")
     error = 100 * (predicted - pairs.top1)
     return FitError(
         n=len(pairs),
