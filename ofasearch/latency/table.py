@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError
 from ofasearch.records import read_json, write_atomic, write_json
@@ -25,6 +24,8 @@ Source = Literal["measured", "interpolated", "estimated", "imported"]
 Shape = tuple[str | int | bool, ...]
 ANY = 0  # the resolution of a row that holds for networks of every resolution
 FILE_LIMIT = 64 * 2**20  # bytes
+MS_LIMIT = 1e9  # eleven days; sums and corrections of such numbers stay finite
+SLOPE_LIMIT = 1e6
 FORMAT = "ofasearch-latency-1"
 
 
@@ -57,7 +58,7 @@ class Correction:
     nets: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 < self.slope < math.inf and -math.inf < self.offset_ms < math.inf):
+        if not (0 < self.slope <= SLOPE_LIMIT and abs(self.offset_ms) <= MS_LIMIT):
             raise ValueError(f"slope must be positive and offset finite, but got {self}")
 
 
@@ -149,14 +150,29 @@ def load_table(path: Path) -> LatencyTable:
             raise FormatError(f"{path.with_suffix('.json')} must be of format {FORMAT}, but is {card['format']}")
         rows = dict(_parse_row(record) for record in csv.DictReader(_text(path).splitlines()))
         correction, key = Correction(**card["correction"]), TableKey(**card["key"])
-        table = LatencyTable(str(card["name"]), key, cast(Source, card["source"]), rows, correction, dict(card["card"]))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        _check_card(card, key)
+        table = LatencyTable(card["name"], key, cast(Source, card["source"]), rows, correction, dict(card["card"]))
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{path} must be a latency table of ofasearch, but a row or its card cannot be read: {error}") from error
     if not rows:
         raise FormatError(f"{path} must hold at least one row, but is empty")
     return table
+
+
+def _check_card(card: Mapping[str, Any], key: TableKey) -> None:
+    """Raise KeyError, TypeError or ValueError unless what is told to users is of its type."""
+    words, numbers = (card["name"], key.device, key.runtime, key.precision), (key.batch, key.threads)
+    if not (all(isinstance(word, str) for word in words) and all(type(number) is int for number in numbers)):
+        raise TypeError("name, device, runtime and precision must be text, batch and threads whole numbers")
+    if not isinstance(card["card"], dict):
+        raise TypeError(f"its card must be an object, but is {type(card['card']).__name__}")
+    if card["source"] not in get_args(Source):
+        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, but is {card['source']}")
+    validation = card["card"].get("validation")
+    if validation and not all(isinstance(validation[name], int | float) for name in ("n", "bias_ms", "mape", "kendall_tau")):
+        raise TypeError("its validation must hold numbers")
 
 
 def _text(path: Path) -> str:
@@ -171,8 +187,8 @@ def _parse_row(record: Mapping[str, str]) -> tuple[tuple[int, Shape], Row]:
         kind = type(getattr(_SAMPLE, name))
         shape.append(record[name] if kind is str else kind(int(record[name])))
     row = Row(float(record["ms"]), float(record["p90_ms"]), int(record["n"]))
-    if not 0 <= row.ms < float("inf"):
-        raise ValueError(f"ms must be a non-negative number, but got {row.ms}")
+    if not (0 <= row.ms <= MS_LIMIT and 0 <= row.p90_ms <= MS_LIMIT):
+        raise ValueError(f"ms must be non-negative numbers, but got {row.ms} and {row.p90_ms}")
     return (int(record["resolution"]), tuple(shape)), row
 
 
@@ -193,7 +209,7 @@ def load_ofa_yaml(folder: Path) -> LatencyTable:
     measured the same layer apart. Batch 1 is what was published; the files do not say threads.
     Raises NotFoundError, FormatError.
     """
-    files = {int(m[1]): path for path in sorted(folder.glob("*.yaml")) if (m := _FILE.fullmatch(path.name))}
+    files = {int(m[1]): path for path in sorted(folder.glob("*.yaml")) if (m := _FILE.fullmatch(path.name)) and path.is_file()}
     if not files:
         raise NotFoundError(f"{folder} must hold <resolution>_lookup_table.yaml files, but has none")
     rows = {(r, _parse_ofa_key(str(k)).shape): _ofa_row(path, v) for r, path in files.items() for k, v in _read_yaml(path).items()}
@@ -204,8 +220,12 @@ def load_ofa_yaml(folder: Path) -> LatencyTable:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """Leave merge keys (`<<`) alone, so that they are refused: nested ones copy a few lines into gigabytes."""
+
     try:
-        content = yaml.safe_load(_text(path))
+        content = yaml.load(_text(path), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} must be a YAML lookup table, but it cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not content:
@@ -218,7 +238,7 @@ def _ofa_row(path: Path, value: Any) -> Row:
         mean, std, count = float(value["mean"]), float(value.get("std") or 0.0), int(value["count"])
     except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} must give count and mean for every layer, but one holds {type(value).__name__}") from error
-    if not (0 <= mean < float("inf") and 0 <= std < float("inf")):
+    if not (0 <= mean <= MS_LIMIT and 0 <= std <= MS_LIMIT):
         raise FormatError(f"{path} must give means and deviations of at least 0 ms, but gives {mean} and {std}")
     return Row(mean, mean + 1.2816 * std, count)  # normal approximation: the files hold no percentile
 
