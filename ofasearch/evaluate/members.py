@@ -72,6 +72,8 @@ class Members:
     def norm_statistics(self, member: int) -> dict[str, Array]:
         """Running means and variances of one member, keyed `<slot>.<part>` as in its weights."""
         blueprint = self.space.blueprint(self.codes[member])
+        if (self.nodes[member, : len(blueprint)] < 0).any() or self.nodes.shape[1] < len(blueprint):
+            raise FormatError(f"member {member} must have statistics for all of its {len(blueprint)} layers, but some are missing")
         found: dict[str, Array] = {}
         for spec, node in zip(blueprint, self.nodes[member], strict=False):
             found |= _unpack(spec, self.statistics[self.offsets[node] : self.offsets[node + 1]])
@@ -91,6 +93,8 @@ def _unpack(spec: LayerSpec, vector: Array) -> dict[str, Array]:
             start += channels
     if start != len(vector):
         raise FormatError(f"statistics of {spec.slot} must hold {start} values, but hold {len(vector)}")
+    if any(values.min(initial=0) < 0 for name, values in found.items() if name.endswith("running_var")):
+        raise FormatError(f"statistics of {spec.slot} must hold variances of at least 0, but one is negative")
     return found
 
 
@@ -214,12 +218,15 @@ def load_members(path: Path, space: Space, supernet_digest: str) -> Members:
     if card.get("supernet_digest") != supernet_digest:
         raise MismatchError(f"{path} must belong to the supernet's weights, but was measured on others (digests differ)")
     try:
-        codes = arrays["codes"].astype(np.int64)
+        codes = arrays["codes"].astype(np.int64, casting="safe")
         splits = [name.partition(".")[2] for name in arrays if name.startswith("predictions.")]
         predictions, labels = ({s: arrays[f"{kind}.{s}"] for s in splits} for kind in ("predictions", "labels"))
         nodes, offsets, statistics = arrays["nodes"], arrays["offsets"], arrays["statistics"]
+        told = dict(card.get("card", {}))
     except KeyError as error:
         raise FormatError(f"{path} must hold codes, nodes, offsets, statistics and predictions, but lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path} must hold whole numbers as codes and a card, but does not: {error}") from error
     try:
         space.validate(codes)
     except ArchError as error:
@@ -227,11 +234,18 @@ def load_members(path: Path, space: Space, supernet_digest: str) -> Members:
     if not (
         nodes.ndim == 2
         and offsets.ndim == statistics.ndim == 1
+        and nodes.dtype == np.int32
+        and offsets.dtype == np.int64
+        and statistics.dtype == np.float32
         and len(nodes) == len(codes) > 0
-        and nodes.max() + 2 <= len(offsets)
+        and -1 <= nodes.min(initial=-1) <= nodes.max(initial=-1) <= len(offsets) - 2
+        and offsets[0] == 0
+        and (np.diff(offsets) >= 0).all()
         and offsets[-1] == len(statistics)
         and np.isfinite(statistics).all()
-        and all(predictions[s].shape == (len(codes), labels[s].size) for s in splits)
+        and {"validation", "test"} <= set(splits)
+        and all(labels[s].ndim == 1 and predictions[s].shape == (len(codes), labels[s].size) and labels[s].size > 0 for s in splits)
+        and all(a.dtype == np.uint8 and a.max() < space.classes for s in splits for a in (predictions[s], labels[s]))
     ):
         raise FormatError(f"{path} must hold statistics and predictions for every member, but they do not fit together")
-    return Members(space, codes, predictions, labels, nodes, offsets, statistics, supernet_digest, dict(card.get("card", {})))
+    return Members(space, codes, predictions, labels, nodes, offsets, statistics, supernet_digest, told)
