@@ -172,25 +172,29 @@ def _open_run(request: TrainRequest, trainer: Trainer) -> tuple[float, list[floa
     card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
     card |= {"init": str(request.init)} if request.init else {}
     run, checkpoint = request.out / "run.json", request.out / "checkpoint.pt"
-    if checkpoint.exists() and not request.resume:
+    present = checkpoint.exists() or checkpoint.is_symlink()  # a link to nothing is a lost checkpoint, not a new run
+    if present and not request.resume:
         raise UsageError(f"{request.out} must be a new folder, but holds a run; add --resume to continue it")
     for name in ("run.json", "checkpoint.pt", "log.jsonl", "supernet.safetensors"):
         forget_unfinished(request.out / name)
-    if not checkpoint.exists():
+    if not present:
         write_json(run, card)
         _forget_lines_after(request.out / "log.jsonl", 0)
         return 0.0, []
     known = read_json(run)
     if known != card:
-        changed = [key for key in card if known.get(key) != card[key]]
+        changed = [key for key in card if not isinstance(known, dict) or known.get(key) != card[key]]
         raise MismatchError(f"a resumed run must keep its settings, but {', '.join(changed)} changed; start a new folder instead")
     state = load_checkpoint(checkpoint)
     trainer.restore(state)
-    _forget_lines_after(request.out / "log.jsonl", trainer.step)
     try:
-        return float(state["seconds"]), [float(loss) for loss in state["epoch_losses"]]
-    except (KeyError, TypeError, ValueError) as error:
+        seconds, losses = float(state["seconds"]), [float(loss) for loss in state["epoch_losses"]]
+        if not isinstance(state["epoch_losses"], list) or not all(map(math.isfinite, (seconds, *losses))):
+            raise ValueError("they are no finite numbers")
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TrainingError(f"the checkpoint must hold seconds and losses, but it does not: {error}") from error
+    _forget_lines_after(request.out / "log.jsonl", trainer.step)
+    return seconds, losses
 
 
 def _forget_lines_after(log: Path, step: int) -> None:

@@ -153,14 +153,33 @@ class Trainer:
 
         Raises TrainingError when the state does not fit.
         """
+        groups = self._optimizer.state_dict()["param_groups"]
         try:
+            if not isinstance(state["weights"], dict):
+                raise TypeError("its weights have no names")
             with torch.no_grad():
                 for key, tensor in self.supernet.tensors().items():
+                    stored = state["weights"][key]
+                    if stored.shape != tensor.shape or not stored.isfinite().all():  # copying would stretch it
+                        raise ValueError(f"{key} has another shape or is not finite")
                     tensor.copy_(state["weights"][key])
             self._optimizer.load_state_dict(state["optimizer"])
+            self._check_optimizer(groups)
             self.step = int(state["step"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if not 0 <= self.step <= self.steps:
+                raise ValueError(f"its step is {self.step} of {self.steps}")
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise TrainingError(f"the checkpoint must come from the same run, but it does not fit: {error}") from error
+
+    def _check_optimizer(self, groups: list[dict[str, Any]]) -> None:
+        """Raise ValueError unless the optimiser, just restored, has its own settings and a finite momentum per parameter."""
+        restored = self._optimizer.state_dict()["param_groups"]
+        if [{**group, "lr": 0} for group in restored] != [{**group, "lr": 0} for group in groups]:  # the rate follows the step
+            raise ValueError("its optimiser has other settings")
+        for parameter, state in self._optimizer.state.items():
+            momentum = state.get("momentum_buffer")
+            if set(state) - {"momentum_buffer"} or (momentum is not None and momentum.shape != parameter.shape):
+                raise ValueError("its optimiser has another state")
 
 
 def _groups(supernet: Supernet, config: TrainConfig) -> list[dict[str, Any]]:
