@@ -114,7 +114,7 @@ def parquet_rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image_column, label_column]):
                 encoded += [row["bytes"] for row in batch.column(image_column).to_pylist()]
                 labels += [int(v) for v in batch.column(label_column).to_pylist()]
-                held += batch.nbytes
+                held += sum(len(picture) for picture in encoded[-batch.num_rows :] if picture)  # as bytes, not as Arrow packs them
                 if held > allowed:
                     raise ValueError(f"its images take more than {allowed >> 20} MiB")
             return encoded, labels, _class_names(file.schema_arrow.metadata or {}, label_column)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from ofasearch.jobs.deliver import (
 )
 from ofasearch.latency.measure import OnnxModel, StopRule, fingerprint, load_warning, stopwatch, timing_json
 from ofasearch.predictor import load_predictor
-from ofasearch.records import read_json, write_atomic
+from ofasearch.records import parse_json, read_json, write_atomic
 from ofasearch.space.core import Codes, Settings, Space
 from ofasearch.space.costs import costs
 from ofasearch.space.families import DESIGNS, get_space
@@ -42,11 +41,13 @@ def parse_codes(text: str, space: Space) -> Codes:
     if not text.lstrip().startswith("{"):
         return np.array(space.parse(text).codes, dtype=np.int64)
     try:
-        record: Mapping[str, Any] = json.loads(text)
+        record: Mapping[str, Any] = parse_json(text)
         r = record["r"][0] if isinstance(record["r"], list) else record["r"]
-        ks, e, d = (np.array([record[key]], dtype=np.int64) for key in ("ks", "e", "d"))
-        settings = Settings(ks, e, d, np.array([int(r)], dtype=np.int64))
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        ks, e, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record["ks"], record["e"], record["d"], r))
+        if r.shape != (1,):
+            raise ValueError("r is no single number")
+        settings = Settings(ks, e, d, r)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ArchError(f"a subnet in JSON must hold integers ks, e, d and r, but it cannot be read: {error}") from error
     codes: Codes = space.from_settings(settings)[0]
     return codes
@@ -151,17 +152,26 @@ def _open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing]:
         raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
     model = OnnxModel(path)
     try:
-        return model, Preprocessing.from_json(json.loads(model.metadata["preprocessing"]))
+        return model, Preprocessing.from_json(parse_json(model.metadata["preprocessing"]))
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{path} must say in its metadata how images are preprocessed, but it does not") from error
 
 
 def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Split) -> Any:
-    expected = model.input_shape(1)[2]
-    if images.pixels not in (None, expected):
-        raise MismatchError(f"images must have {expected} pixels for this ONNX file, but have {images.pixels}")
-    inputs = images.inputs(preprocessing, resolution=expected, batch=100)
-    return np.concatenate([model(np.ascontiguousarray(x)).argmax(1) for x in inputs])
+    wanted = model.inputs[0].shape
+    free = [not isinstance(dimension, int) for dimension in wanted]
+    if len(wanted) != 4 or not (free[1] or wanted[1] == 3):
+        raise MismatchError(f"an ONNX file must take (batch, 3, height, width) to be scored, but this one takes {wanted}")
+    size = preprocessing.size if free[2] else wanted[2]
+    if images.pixels not in (None, size) or not (free[3] or wanted[3] == size):
+        raise MismatchError(f"images must fit this ONNX file's input of {wanted}, but they have 3 channels and {images.pixels or size} pixels")
+    if not free[0]:
+        raise MismatchError(f"an ONNX file must take any batch to be scored, but this one's is fixed at {wanted[0]}; export it again")
+    inputs = images.inputs(preprocessing, resolution=size, batch=100)
+    logits = np.concatenate([model(np.ascontiguousarray(x)) for x in inputs])
+    if logits.ndim != 2 or len(logits) != len(images) or not np.isfinite(logits).all():
+        raise FormatError(f"an ONNX file must give finite logits (images, classes) to be scored, but gives {logits.shape} or NaN")
+    return logits.argmax(1)
 
 
 def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: str | None = None, no_bn: bool = False) -> dict[str, Any]:
@@ -253,7 +263,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

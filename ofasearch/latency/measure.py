@@ -21,6 +21,7 @@ from ofasearch.errors import FormatError, UsageError
 from ofasearch.latency.table import TableKey
 
 BATCH_LIMIT, THREADS_LIMIT = 4096, 1024
+INPUT_LIMIT = 3 * 2048**2  # numbers in one image of a batch
 Action = Callable[[], object]
 Inputs = npt.NDArray[np.float32]
 
@@ -113,32 +114,45 @@ class OnnxModel:
     def __init__(self, content: bytes | Path, *, threads: int = 1):
         import onnxruntime as ort
 
+        self._name = content if isinstance(content, Path) else "the ONNX graph"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what stops it comes as an exception; its own log would be a second line
         try:
             source = str(content) if isinstance(content, Path) else content
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many kinds for files it cannot run
-            name = content if isinstance(content, Path) else "the ONNX graph"
-            raise FormatError(
-                f"{name} must be an ONNX file that ONNX Runtime can run, but it is not: {str(error).splitlines()[0]}"
-            ) from error
-        self.inputs = self._session.get_inputs()
-        width = self._session.get_outputs()[0].shape[-1]
+            raise self._refusal(error) from error
+        self.inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(self.inputs) != 1 or self.inputs[0].type != "tensor(float)" or not outputs or outputs[0].type != "tensor(float)":
+            raise FormatError(f"{self._name} must map one float32 tensor to another, but has other inputs or outputs")
+        shape = self.input_shape(1)
+        if not shape or min(shape) < 1 or math.prod(shape[1:]) > INPUT_LIMIT:
+            raise FormatError(f"{self._name} must take at most {INPUT_LIMIT} numbers per image, but takes {list(shape)[:8]}")
+        width = outputs[0].shape[-1] if outputs[0].shape else None
         self.classes = width if isinstance(width, int) else None
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Inputs) -> Inputs:
         """Output of the first input; (n, ...) -> (n, ...)."""
-        return self._session.run(None, {self.inputs[0].name: inputs})[0]  # type: ignore[no-any-return]
+        return self._run({self.inputs[0].name: inputs})[0]  # type: ignore[no-any-return]
+
+    def _run(self, feed: Mapping[str, Inputs]) -> Any:
+        try:
+            return self._session.run(None, feed)
+        except Exception as error:  # a file can load and still contradict itself
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> FormatError:
+        why = (str(error).splitlines() or ["no reason was given"])[0]
+        return FormatError(f"{self._name} must be an ONNX file that ONNX Runtime can run, but it is not: {why}")
 
     def action(self, inputs: Inputs) -> Action:
         """One run on the given inputs, for the stopwatch."""
         feed = {self.inputs[0].name: np.ascontiguousarray(inputs)}
-        return lambda: self._session.run(None, feed)
+        return lambda: self._run(feed)
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """The shape that the file asks for, free dimensions filled with `batch`."""
