@@ -164,7 +164,9 @@ def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Split)
         raise MismatchError(f"an ONNX file must take (batch, 3, height, width) to be scored, but this one takes {wanted}")
     size = preprocessing.size if free[2] else wanted[2]
     if images.pixels not in (None, size) or not (free[3] or wanted[3] == size):
-        raise MismatchError(f"images must fit this ONNX file's input of {wanted}, but they have 3 channels and {images.pixels or size} pixels")
+        raise MismatchError(
+            f"images must fit this ONNX file's input of {wanted}, but they have 3 channels and {images.pixels or size} pixels"
+        )
     if not free[0]:
         raise MismatchError(f"an ONNX file must take any batch to be scored, but this one's is fixed at {wanted[0]}; export it again")
     inputs = images.inputs(preprocessing, resolution=size, batch=100)

@@ -120,7 +120,7 @@ def _check_plain(path: Path, what: str, content: Any) -> None:
         elif isinstance(value, torch.Tensor):
             dense = value.layout == torch.strided and value.device.type == "cpu"
             left -= value.numel() * value.element_size() if dense else left + 1
-        elif not isinstance(value, str | int | float | None):
+        elif not isinstance(value, str | int | float | _Skipped | None):
             raise FormatError(f"{path} must be {what}, but it cannot be read: it holds {type(value).__name__}, which is no plain value")
         if left < 0 or values + len(todo) > VALUE_LIMIT or depth > DEPTH_LIMIT:
             raise FormatError(f"{path} must be {what}, but it cannot be read: it claims more than it holds")

@@ -226,7 +226,7 @@ def test_shapes_and_nans_are_named(saved):
         ({"a": 1}, "'a' is int"),
         ({"a": torch.zeros(2, dtype=torch.int64)}, "dense floating-point"),
         ({"a": torch.zeros(2)}, "it has no first_conv.conv.weight"),
-        ({"a": torch.zeros(1).expand(10**12)}, "claims 1000000000000 values"),
+        ({"a": torch.zeros(1).expand(10**12)}, "claims more than it holds"),
     ],
     ids=["list", "wrapped-list", "number", "integers", "foreign", "huge"],
 )
