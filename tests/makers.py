@@ -150,7 +150,7 @@ def official_state(*, classes=3, width="1.0", matrices=False, seed=0):
     state = {}
     for key, shape in (full_shapes(space) | (matrix_shapes(space) if matrices else {})).items():
         values = rng.standard_normal(shape, dtype=np.float32) * (2.0 / max(1, int(np.prod(shape[1:])))) ** 0.5
-        if key.endswith("running_var"):
-            values = np.ones(shape, dtype=np.float32)
+        if len(shape) == 1:
+            values = 0.1 * rng.standard_normal(shape, dtype=np.float32) + key.endswith(("bn.weight", "running_var"))
         state[their_key(key, old=False, static=False)] = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     return state
