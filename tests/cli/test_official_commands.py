@@ -26,7 +26,7 @@ def quick():
     """Nothing here has to survive a power cut, and a proof on 4 images is one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr("ofasearch.jobs.deliver.CHECK_PHOTOGRAPHS", 4)
+        patch.setattr("ofasearch.jobs.deliver.CHECK_PIXELS", 4 * 128**2)
         patch.setenv("COLUMNS", "400")
         yield
 
