@@ -21,7 +21,9 @@ from ofasearch.cli import show
 @click.option("--subnets", default=2, show_default=True, help="Networks per step once shrinking has begun, the full one included.")
 @click.option("--warmup-share", default=0.5, show_default=True, help="Share of the run that trains the full model alone.")
 @click.option("--smallest", is_flag=True, help="Train the smallest network in every such step, as one of --subnets.")
-@click.option("--init", type=click.Path(path_type=Path), help="Start from the weights of this supernet of the same space.")
+@click.option(
+    "--init", type=click.Path(path_type=Path), help="Start from the weights of this supernet, or unfinished run, of the same space."
+)
 @click.option("--evaluate-every", default=4, show_default=True, help="Epochs between validations of three networks; 0 for the end only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")

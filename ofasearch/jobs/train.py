@@ -22,7 +22,7 @@ from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.torchfile import load_plain
-from ofasearch.supernet.weights import Weights, load_weights, save_weights
+from ofasearch.supernet.weights import Weights, digest, load_weights, save_weights
 from ofasearch.train.loop import StepReport, TrainConfig, Trainer
 from ofasearch.train.strategies import STRATEGIES
 
@@ -153,10 +153,19 @@ def train(request: TrainRequest) -> Iterator[TrainProgress | TrainResult]:
 
 
 def _initialise(supernet: Supernet, path: Path) -> dict[str, Any]:
-    """Give a supernet the weights of a trained one; returns what the record says of them.
+    """Give a supernet the weights of a trained one, or those that an unfinished run has reached; returns what the record says of them.
 
-    Raises NotFoundError, FormatError, MismatchError (another space, or another number of classes).
+    Raises NotFoundError, FormatError, TrainingError, MismatchError (another space, or another number of classes).
     """
+    if path.is_dir() and not (path / "supernet.safetensors").is_file():
+        state = load_checkpoint(path / "checkpoint.pt")
+        try:
+            arrays = {str(key): np.asarray(tensor.numpy(), dtype=np.float32) for key, tensor in state["weights"].items()}
+            supernet.load_arrays(arrays)
+            return {"digest": digest(arrays), "step": int(state["step"]), "run": read_json(path / "run.json")}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(f"{path / 'checkpoint.pt'} must hold weights and a step, but does not: {error}") from error
+    path = path / "supernet.safetensors" if path.is_dir() else path
     weights = load_weights(path)
     if (weights.space.name, weights.space.classes) != (supernet.space.name, supernet.space.classes):
         raise MismatchError(

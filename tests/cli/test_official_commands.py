@@ -264,4 +264,4 @@ def test_data_of_other_classes_is_refused(answers, compofa, predictor, tmp_path)
 def test_resolutions_that_nobody_knows_are_named(answers, compofa, predictor):
     code, _, sentence = answers("find", "--supernet", compofa, "--predictor", predictor, "--flops", "300M", "--resolutions", "31")
     assert code == 2
-    assert "some resolution must be known to all" in sentence
+    assert "--resolutions must be among those of compofa-mbv3-w1.0" in sentence

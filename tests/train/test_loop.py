@@ -456,3 +456,42 @@ def test_label_smoothing_is_that_of_the_recipe(tiny_space, images):
     uniform = float(-logits.log_softmax(1).mean().detach())
     assert smooth == pytest.approx(0.8 * hard + 0.2 * uniform, rel=1e-4)
     assert hard == pytest.approx(float(F.cross_entropy(logits, torch.from_numpy(images.labels)).detach()), rel=1e-4)
+
+
+# -- starting from trained weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def still(quick):
+    """Runs that leave the weights as they are: the last digit of a float does not see so small a rate (it is 0 in float32)."""
+    return replace(CONFIG, lr=1e-300, weight_decay=0.0)
+
+
+def test_a_run_can_start_from_a_trained_supernet(unbroken, still, tmp_path):
+    out, _, result = unbroken
+    for source in (result.supernet, out):  # the file, or the folder of a finished run
+        again = finish(request(tmp_path / source.name, init=source, config=still))
+        weights = load_weights(again.supernet)
+        assert again.digest == result.digest
+        assert weights.training["init"]["digest"] == result.digest
+        assert weights.training["init"]["training"]["config"]["epochs"] == 2
+
+
+def test_a_run_can_start_from_an_unfinished_one(still, tmp_path):
+    kill_after(3, request(tmp_path / "first"))
+    reached = {key: tensor.numpy() for key, tensor in job.load_checkpoint(tmp_path / "first" / "checkpoint.pt")["weights"].items()}
+    result = finish(request(tmp_path / "second", init=tmp_path / "first", config=still))
+    weights = load_weights(result.supernet)
+    assert all(np.array_equal(weights.arrays[key], array) for key, array in reached.items())
+    start = weights.training["init"]
+    assert (start["step"], start["run"]["epochs"], start["digest"]) == (3, 2, result.digest)
+
+
+def test_weights_of_another_space_are_no_start(unbroken, quick, tmp_path):
+    _, _, result = unbroken
+    with pytest.raises(MismatchError, match=r"--init must be a supernet of ofa-mbv3-cifar with 10 classes, but .* compofa-mbv3-cifar"):
+        finish(request(tmp_path / "x", space="ofa-mbv3-cifar", init=result.supernet))
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt"):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "checkpoint.pt").write_bytes(b"no checkpoint")
+        finish(request(tmp_path / "y", init=tmp_path / "empty"))

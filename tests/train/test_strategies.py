@@ -136,3 +136,15 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_strategies_are_found_by_name():
     assert STRATEGIES["deps"] is DepS
+
+
+def test_the_smallest_network_can_join_every_step(tiny_space):
+    strategy = replace(PAPER, smallest=True, subnets=3)
+    smallest = tuple(tiny_space.smallest())
+    for step, passes in plans(tiny_space, strategy).items():
+        if step >= 500:
+            assert [p.codes for p in passes[:2]] == [tuple(tiny_space.largest()), smallest]
+            assert (passes[1].target, passes[1].scale) == ("full", strategy.epsilon_at(step, STEPS))
+            assert len(passes) == 3
+    with pytest.raises(UsageError, match="at least 2 subnets"):
+        replace(PAPER, smallest=True, subnets=1)
