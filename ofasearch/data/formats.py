@@ -117,6 +117,8 @@ def parquet_rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
                 held += sum(len(picture) for picture in encoded[-batch.num_rows :] if picture)  # as bytes, not as Arrow packs them
                 if held > allowed:
                     raise ValueError(f"its images take more than {allowed >> 20} MiB")
+            if max(labels, default=0) >= CLASS_LIMIT:
+                raise ValueError(f"a label is {max(labels)}, and no set has so many classes")
             return encoded, labels, _class_names(file.schema_arrow.metadata or {}, label_column)
     except StopIteration:
         raise FormatError(f"{path} must have columns img (or image) and label, but has {columns}") from None
@@ -207,6 +209,8 @@ def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
                     content = archive.extractfile(member)
                     if content is not None:
                         yield name, content.read()
+            while unpacked.read(2**20):  # to the end, where gzip keeps the sum of it all
+                _Bounded.check(unpacked.tell())
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise FormatError(f"{path} must be a readable tar archive, but it is not: {error}; download it again") from error
 
@@ -224,6 +228,12 @@ class _Bounded(io.RawIOBase):
     def __init__(self, file: BinaryIO | gzip.GzipFile):
         self.file = file
 
+    @staticmethod
+    def check(offset: int) -> None:
+        """Raise ValueError beyond the end of any archive we know."""
+        if offset > UNPACKED_LIMIT:
+            raise ValueError(f"it unpacks to more than {UNPACKED_LIMIT >> 20} MiB")
+
     def tell(self) -> int:
         """As of a file."""
         return self.file.tell()
@@ -236,8 +246,7 @@ class _Bounded(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """As of a file."""
-        if offset > UNPACKED_LIMIT:
-            raise ValueError(f"it unpacks to more than {UNPACKED_LIMIT >> 20} MiB")
+        self.check(offset)
         return self.file.seek(offset, whence)
 
 
