@@ -24,6 +24,8 @@ def answer(record: dict[str, Any], *, as_json: bool) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict) and all(isinstance(part, int | float) for part in value.values()):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
     return value if isinstance(value, str) else json.dumps(value)
 
 
