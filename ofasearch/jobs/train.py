@@ -162,7 +162,8 @@ def _initialise(supernet: Supernet, path: Path) -> dict[str, Any]:
         try:
             arrays = {str(key): np.asarray(tensor.numpy(), dtype=np.float32) for key, tensor in state["weights"].items()}
             supernet.load_arrays(arrays)
-            return {"digest": digest(arrays), "step": int(state["step"]), "run": read_json(path / "run.json")}
+            run = {key: value for key, value in dict(read_json(path / "run.json")).items() if key not in ("data", "init")}  # no paths
+            return {"digest": digest(arrays), "step": int(state["step"]), "run": run}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(f"{path / 'checkpoint.pt'} must hold weights and a step, but does not: {error}") from error
     path = path / "supernet.safetensors" if path.is_dir() else path
