@@ -50,7 +50,6 @@ def build(*, space: str, target: str, batch: int, threads: int, resolutions: str
     if resolutions:
         found = found.with_resolutions(NUMBERS.convert(resolutions, None, None))
     reporter = show.Reporter(quiet=quiet)
-    check_run(batch=batch, threads=threads)
     warning = load_warning()
     if warning:
         reporter.say(warning)

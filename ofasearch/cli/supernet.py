@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -104,8 +105,12 @@ def _check(file: Path, space: str | None, num_classes: int | None, out: Path | N
     if as_json:
         show.print_json(report.record)
     else:
-        click.echo(show.table(["", str(file)], [(key.replace("_", " "), _shown(value)) for key, value in report.record.items()]))
+        click.echo(_card(str(file), report.record))
     report.raise_problems()
+
+
+def _card(title: str, record: dict[str, Any]) -> str:
+    return show.table(["", title], [(key.replace("_", " "), _shown(value)) for key, value in record.items()])
 
 
 def _shown(value: object) -> str:
@@ -122,6 +127,4 @@ def show_supernet(name: str, as_json: bool) -> None:
     from ofasearch.jobs.supernet import describe
 
     record = describe(name)
-    show.print_json(record) if as_json else click.echo(
-        show.table(["", name], [(k.replace("_", " "), _shown(v)) for k, v in record.items()])
-    )
+    show.print_json(record) if as_json else click.echo(_card(name, record))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ofasearch.data.folder import WORKERS
 from ofasearch.data.formats import decode, parquet_rows
-from ofasearch.data.load import IDX_PLACES, KNOWN, image_parts, load_data, locate
+from ofasearch.data.load import IDX_PLACES, KNOWN, image_parts, load_data, locate, parquet_files
 from ofasearch.data.sets import SPLIT_NAMES, DataSet
 from ofasearch.errors import FormatError, NotFoundError
 
@@ -39,11 +39,6 @@ class CheckResult:
     splits: dict[str, int]  # empty when damage keeps the set from being loaded
     damaged: tuple[tuple[str, str], ...]  # name, reason
     digests: dict[str, bool]
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.damaged and all(self.digests.values())
 
 
 def check_data(source: str) -> Iterator[CheckProgress | CheckResult]:
@@ -90,7 +85,8 @@ def check_data(source: str) -> Iterator[CheckProgress | CheckResult]:
 
 def _encoded(path: Path) -> tuple[dict[str, Callable[[], bytes]], list[int], tuple[str, ...]]:
     """Every encoded image of a source by name, read when called; none for kinds that keep plain pixels."""
-    files = [path] if path.suffix == ".parquet" else sorted(p for kind in ("train", "test") for p in path.glob(f"{kind}*.parquet"))
+    training, testing = parquet_files(path)
+    files = [*training, *testing] if training else []
     readers: dict[str, Callable[[], bytes]] = {}
     if files:
         labels: list[int] = []

@@ -119,6 +119,14 @@ def named_folder(name: str) -> Path:
     return (Path(root) if root else cache_dir() / "datasets") / name
 
 
+def parquet_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The training and test files of a source in Parquet form; none of either where it is of another kind."""
+    if path.is_file():
+        return ([path] if path.suffix == ".parquet" else []), []
+    train, test = (sorted(file for file in path.glob(f"{kind}*.parquet") if file.is_file()) for kind in ("train", "test"))
+    return train, test
+
+
 def _load_file(path: Path) -> DataSet:
     if path.suffix == ".parquet":
         (images,), names = _kept([path], lambda: _one(read_parquet([path])))
@@ -129,7 +137,7 @@ def _load_file(path: Path) -> DataSet:
 
 
 def _load_folder(path: Path) -> DataSet:
-    train, test = (sorted(file for file in path.glob(f"{kind}*.parquet") if file.is_file()) for kind in ("train", "test"))
+    train, test = parquet_files(path)
     if train:
         (images,), names = _kept(train, lambda: _one(read_parquet(train)))
         return split_pool(path.name, images, names, test=_kept(test, lambda: _one(read_parquet(test)))[0][0] if test else None)

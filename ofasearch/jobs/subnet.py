@@ -107,7 +107,7 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
     An arch is recalibrated on the calibration split first; a file is taken as it is. Raises CalibrationError for a
     file that was never calibrated, MismatchError when classes or sizes differ.
     """
-    from ofasearch.evaluate.score import CALIBRATION_IMAGES, accelerator, predictions, top1
+    from ofasearch.evaluate.score import accelerator, calibration_images, predictions, top1
 
     images = load_data(data)
     part = images[split]
@@ -138,7 +138,7 @@ def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str
         "arch_id": network.arch.id,
         "calibrated": network.calibrated,
     }
-    used = 0 if from_file else min(CALIBRATION_IMAGES, len(images["calibration"]))
+    used = 0 if from_file else len(calibration_images(images))
     return record | {"calibration_images": used}
 
 
