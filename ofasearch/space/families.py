@@ -222,11 +222,22 @@ def _mbv3(name: str, width: float, resolutions: tuple[int, ...]) -> MobileDesign
     )
 
 
-def _cifar(name: str) -> MobileDesign:
-    """The MobileNetV3 design at half width for 32x32 images: total stride 8 instead of 32, the stem kept at 16 channels."""
-    base = _mbv3(name, 0.5, (32,))
-    stages = tuple(replace(s, stride=stride) for s, stride in zip(base.stages, (2, 1, 2, 1, 1), strict=True))
-    return replace(base, stem=16, first=16, stages=stages, classes=10)
+def _small(name: str, width: float, *, stem_stride: int, strides: tuple[int, ...]) -> MobileDesign:
+    """The MobileNetV3 design for 32x32 images: smaller strides, ten classes, the first two layers never below 16 channels."""
+    base = _mbv3(name, width, (32,))
+    stages = tuple(replace(s, stride=stride) for s, stride in zip(base.stages, strides, strict=True))
+    wide = max(16, base.stem)
+    return replace(base, stem=wide, stem_stride=stem_stride, first=wide, stages=stages, classes=10)
+
+
+def _cifar(name: str, width: float = 0.5) -> MobileDesign:
+    """For 32x32 images on a CPU: total stride 8 instead of 32, most of it at the start; half width unless asked otherwise."""
+    return _small(name, width, stem_stride=2, strides=(2, 1, 2, 1, 1))
+
+
+def _deps(name: str, width: float) -> MobileDesign:
+    """DepS's network for 32x32 images: no stride in the stem, total stride 8 (published code, `mbv3_32`)."""
+    return _small(name, width, stem_stride=1, strides=(1, 2, 2, 1, 2))
 
 
 def _compound(design: MobileDesign, name: str, *, elastic_kernel: bool) -> MobileDesign:
@@ -253,20 +264,24 @@ DESIGNS: dict[str, MobileDesign] = {
 
 
 _PART = re.compile(r"(?P<base>.+)-d(?P<depths>\d+)-e(?P<expands>\d+)-k(?P<kernels>\d+)")
+_WIDE = re.compile(r"(?P<kind>ofa|compofa)-mbv3-(?P<images>cifar|32)-w(?P<width>\d\.\d{1,2})")
+WIDTHS = (0.1, 4.0)  # of MobileNetV3-Large, for the designs whose name says a width
 
 
 def find_design(name: str) -> MobileDesign:
     """The published design of that name, or a part of one, which is what a phase of progressive shrinking has trained.
 
     `ofa-mbv3-w1.0-d34-e6-k357` has the subnets of depths 3 and 4, expand ratio 6 and all kernels. A part keeps the
-    largest depth, so that its blocks are those of the whole.
+    largest depth, so that its blocks are those of the whole. The designs for 32x32 images come in any width:
+    `ofa-mbv3-cifar-w0.25`, and `compofa-mbv3-32-w1.0` with DepS's strides.
 
     Raises NotFoundError for an unknown name.
     """
-    if name in DESIGNS:
-        return DESIGNS[name]
+    found = _whole_design(name)
+    if found is not None:
+        return found
     part = _PART.fullmatch(name)
-    base = DESIGNS.get(part["base"]) if part else None
+    base = _whole_design(part["base"]) if part else None
     if part and base and not base.coupled and base.elastic_kernel:
         depths, expands, kernels = (tuple(int(digit) for digit in part[key]) for key in ("depths", "expands", "kernels"))
         choices = ((depths, base.depths), (expands, base.expands), (kernels, base.kernels))
@@ -275,6 +290,18 @@ def find_design(name: str) -> MobileDesign:
     raise NotFoundError(
         f"space must be one of {', '.join(DESIGNS)}, or a part of an ofa one such as ofa-mbv3-w1.0-d34-e6-k357, but got '{name}'"
     )
+
+
+def _whole_design(name: str) -> MobileDesign | None:
+    """A published design, or one for 32x32 images in the width that the name says."""
+    if name in DESIGNS:
+        return DESIGNS[name]
+    wide = _WIDE.fullmatch(name)
+    if wide is None or not WIDTHS[0] <= float(wide["width"]) <= WIDTHS[1]:
+        return None
+    if wide["kind"] == "compofa":
+        return _compound(find_design(name.removeprefix("comp")), name, elastic_kernel=False)
+    return (_cifar if wide["images"] == "cifar" else _deps)(name, float(wide["width"]))
 
 
 def part_name(base: str, depths: tuple[int, ...], expands: tuple[int, ...], kernels: tuple[int, ...]) -> str:

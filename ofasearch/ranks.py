@@ -1,0 +1,105 @@
+"""The processes that share one job: those of `torchrun`, or one alone.
+
+`torchrun --nproc-per-node 4 -m ofasearch train ...` starts four processes of the same command; torch.distributed carries
+what they exchange. Without torchrun there is one process and nothing is exchanged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ofasearch.errors import TrainingError
+
+PATIENCE = timedelta(minutes=10)  # how long one process waits for another before it takes it for dead
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among all: `rank` of `size`, `local` among those of the same machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def average(self, tensors: Sequence[Any]) -> None:
+        """Replace tensors, in place, by their means over all processes; all processes pass the same shapes.
+
+        Raises TrainingError when another process has died.
+        """
+        if self.size == 1 or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        with _others_alive():
+            dist.all_reduce(flat)
+        flat /= self.size
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in order of rank, on every process.
+
+        Raises TrainingError when another process has died.
+        """
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        with _others_alive():
+            dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.gather(None)
+
+
+@contextmanager
+def join() -> Iterator[Ranks]:
+    """Take part in the job; outside torchrun it is alone.
+
+    Raises TrainingError when the others cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    import torch
+    import torch.distributed as dist
+
+    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
+    with _others_alive():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors, its bad addresses ValueErrors
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"all processes of the job must stay alive and reachable, but one is not ({reason}); start the job again with --resume"
+        ) from error

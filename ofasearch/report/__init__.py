@@ -1,0 +1,1 @@
+"""What people look at: records drawn as tables and curves."""
