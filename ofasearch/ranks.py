@@ -15,7 +15,7 @@ from typing import Any
 
 from ofasearch.errors import TrainingError
 
-PATIENCE = timedelta(minutes=10)  # how long one process waits for another before it takes it for dead
+PATIENCE = timedelta(hours=1)  # how long one process waits for another before it takes it for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Ranks:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
-    def average(self, tensors: Sequence[Any]) -> None:
-        """Replace tensors, in place, by their means over all processes; all processes pass the same shapes.
+    def add(self, tensors: Sequence[Any]) -> None:
+        """Replace tensors, in place, by their sums over all processes; all processes pass the same shapes.
 
         Raises TrainingError when another process has died.
         """
@@ -44,11 +44,32 @@ class Ranks:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         with _others_alive():
             dist.all_reduce(flat)
-        flat /= self.size
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
+
+    def share_tensors(self, tensors: Sequence[Any]) -> None:
+        """Replace tensors, in place, by those of the first process."""
+        import torch
+        import torch.distributed as dist
+
+        if self.size > 1:
+            with _others_alive(), torch.no_grad():
+                for tensor in tensors:
+                    whole = tensor.detach().contiguous()
+                    dist.broadcast(whole, 0)
+                    tensor.copy_(whole)
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, on every process."""
+        import torch.distributed as dist
+
+        found = [value]
+        if self.size > 1:
+            with _others_alive():
+                dist.broadcast_object_list(found, 0)
+        return found[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes in order of rank, on every process.
@@ -67,6 +88,11 @@ class Ranks:
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.gather(None)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints: the first of torchrun's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -2,89 +2,239 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ofasearch.cli import show
+from ofasearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from ofasearch.jobs.train import TrainRequest, TrainResult
+
+NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 
 
 @click.command()
-@click.option("--space", required=True, help="Design space, see `ofasearch space list`.")
-@click.option("--data", required=True, help="Data set: a folder of Parquet files, a Parquet file, or digits.")
-@click.option("--strategy", type=click.Choice(["deps"]), default="deps", show_default=True)
-@click.option("--epochs", type=int, required=True)
-@click.option("--batch-size", default=128, show_default=True)
+@click.option("--space", help="Design space, see `ofasearch space list`.")
+@click.option("--data", help="Data set: Parquet, a CIFAR archive, idx files, an image folder, or digits.")
+@click.option("--strategy", type=click.Choice(NAMES), default="deps", show_default=True)
+@click.option("--epochs", type=int, help="Length of the run; a method's phases keep their proportions.")
+@click.option("--length", help="The same as a share of the paper's epochs, e.g. 5%.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the strategy, see --plan; may be repeated.")
+@click.option("--subnets", type=int, help="Networks per step.  [the strategy's own]")
+@click.option("--warmup-share", type=float, help="deps: share of the run that trains the full model alone.  [0.5]")
+@click.option("--smallest", is_flag=True, help="deps: train the smallest network in every such step, as one of --subnets.")
+@click.option("--batch-size", default=128, show_default=True, help="Images per step, of all processes together.")
+@click.option("--accumulate", default=1, show_default=True, help="Parts of a process's batch that run one after the other.")
 @click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
-@click.option("--weight-decay", default=3e-4, show_default=True)
+@click.option("--schedule", type=click.Choice(["cosine", "exponential"]), help="[exponential for bignas, else cosine]")
+@click.option("--warmup-epochs", type=float, help="Linear rise of the rate at the start.  [a tenth of the run, at most 1 epoch]")
+@click.option("--optimizer", type=click.Choice(["sgd", "rmsprop"]), default="sgd", show_default=True)
+@click.option("--momentum", default=0.9, show_default=True)
+@click.option("--weight-decay", default=3e-4, show_default=True, help="Not on batch norms and biases.")
 @click.option("--label-smoothing", default=0.0, show_default=True)
-@click.option("--subnets", default=2, show_default=True, help="Networks per step once shrinking has begun, the full one included.")
-@click.option("--warmup-share", default=0.5, show_default=True, help="Share of the run that trains the full model alone.")
-@click.option("--smallest", is_flag=True, help="Train the smallest network in every such step, as one of --subnets.")
-@click.option(
-    "--init", type=click.Path(path_type=Path), help="Start from the weights of this supernet, or unfinished run, of the same space."
-)
+@click.option("--dropout", default=0.0, show_default=True, help="Before the classifier.")
+@click.option("--no-flip", is_flag=True, help="Do not mirror images.")
+@click.option("--jitter", is_flag=True, help="Vary brightness and saturation as once-for-all does.")
+@click.option("--auto-augment", type=click.Choice(["none", "cifar10", "imagenet"]), default="none", show_default=True)
+@click.option("--erase", default=0.0, show_default=True, help="Probability of random erasing.")
+@click.option("--resolutions", help="Input sizes to train at, e.g. 128,160,192; photographs only.  [the space's]")
+@click.option("--fixed-resolution", is_flag=True, help="Train at the largest input size only, not at one drawn per step.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[the GPU where there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--sync-bn", is_flag=True, help="Batch statistics over all processes (CUDA).")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode photographs.  [one per core]")
+@click.option("--skip-unreadable", is_flag=True, help="Leave unreadable photographs out instead of stopping.")
+@click.option("--init", type=click.Path(path_type=Path), help="Start from a supernet, or unfinished run, of this space or a part of it.")
+@click.option("--teacher", help="A trained network to distil from, instead of training one: a supernet, or (single) a subnet.pt.")
 @click.option("--evaluate-every", default=4, show_default=True, help="Epochs between validations of three networks; 0 for the end only.")
+@click.option("--price", type=float, help="Dollars per device hour, for the log.")
+@click.option("--co2", type=float, help="Kilograms of CO2 per device hour, for the log.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit on CPU.")
+@click.option("--plan", is_flag=True, help="Print phases, epochs, rates and options of the strategy, and train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def train(
-    *, space: str, data: str, strategy: str, epochs: int, batch_size: int, lr: float, weight_decay: float, label_smoothing: float,
-    subnets: int, warmup_share: float, smallest: bool, init: Path | None,
-    evaluate_every: int, seed: int, out: Path, resume: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Train a supernet. The run folder holds checkpoint, log and at the end supernet.safetensors."""
-    from ofasearch.jobs.train import TrainRequest, TrainResult
-    from ofasearch.jobs.train import train as events
-    from ofasearch.train.loop import TrainConfig
+def train(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Train a supernet. The run folder holds checkpoints, log and at the end supernet.safetensors.
 
-    config = TrainConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        seed=seed,
-        warmup_epochs=min(1.0, epochs / 10),
-    )
-    options = {"subnets": subnets, "warmup_share": warmup_share} | ({"smallest": True} if smallest else {})
-    request = TrainRequest(
-        space=space,
-        data=data,
-        out=out,
-        strategy=strategy,
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m ofasearch train ...
+    """
+    if given.pop("plan"):
+        _print_plan(given, as_json)
+        return
+    missing = [f"--{name}" for name in ("space", "data", "out") if given[name] is None]
+    if missing:
+        raise UsageError(f"training needs {' and '.join(missing)}; see ofasearch train --help")
+    _run(_request(given), as_json, quiet)
+
+
+def _request(given: dict[str, Any]) -> TrainRequest:
+    """The request that the options describe; what belongs to the method is its own unless said."""
+    from ofasearch.jobs.train import WORKERS, TrainRequest
+    from ofasearch.train.loop import TrainConfig
+    from ofasearch.train.strategies import STRATEGIES
+
+    options = _options(given)
+    epochs = _epochs(given, options)
+    config: dict[str, Any] = {"warmup_epochs": min(1.0, epochs / 10)} | dict(STRATEGIES[given["strategy"]]().recipe)
+    config |= {name: given[name] for name in ("schedule", "warmup_epochs") if given[name] is not None}
+    for name in (
+        "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "dropout", "jitter",
+        "auto_augment", "erase", "precision", "sync_bn", "seed",
+    ):  # fmt: skip
+        config[name] = given[name]
+    return TrainRequest(
+        space=given["space"],
+        data=given["data"],
+        out=given["out"],
+        strategy=given["strategy"],
         options=options,
-        config=config,
-        init=init,
-        resume=resume,
-        evaluate_every=evaluate_every,
+        config=TrainConfig(epochs=epochs, flip=not given["no_flip"], elastic_resolution=not given["fixed_resolution"], **config),
+        resolutions=_sizes(given["resolutions"]),
+        init=given["init"],
+        teacher=given["teacher"],
+        resume=given["resume"],
+        evaluate_every=given["evaluate_every"],
+        device=given["device"],
+        workers=given["workers"] or WORKERS,
+        skip_unreadable=given["skip_unreadable"],
+        price=given["price"],
+        co2=given["co2"],
     )
-    reporter = show.Reporter(quiet=quiet or as_json)
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The strategy's options: those with a name of their own on the command line, and NAME=VALUE."""
+    options = {name: given[name] for name in ("subnets", "warmup_share") if given[name] is not None}
+    options |= {"smallest": True} if given["smallest"] else {}
+    for text in given["options"]:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise UsageError(f"--option must look like NAME=VALUE, but got '{text}'")
+        options[name] = _value(value)
+    return options
+
+
+def _value(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _epochs(given: dict[str, Any], options: dict[str, Any]) -> int:
+    """The run's epochs, from --epochs or from the paper's and --length."""
+    if (given["epochs"] is None) == (given["length"] is None):
+        raise UsageError("exactly one of --epochs and --length must be given, e.g. --epochs 30 or --length 5%")
+    if given["epochs"] is not None:
+        return int(given["epochs"])
+    from ofasearch.jobs.train import make_strategy
+    from ofasearch.space.families import get_space
+
+    try:
+        share = float(given["length"].removesuffix("%")) / (100 if given["length"].endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--length must be a share such as 5% or 0.05, but got '{given['length']}'") from None
+    if not 0 < share <= 100:
+        raise UsageError(f"--length must be above 0, but got '{given['length']}'")
+    space = get_space(given["space"])
+    options = {name: value for name, value in options.items() if name != "arch"}
+    phases = make_strategy(given["strategy"], options, space).phases(space)
+    left = [phase for phase in phases if not (phase.teaches and given["teacher"])]
+    return max(1, round(share * sum(phase.epochs for phase in left)))
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(sorted({int(size) for size in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--resolutions must be sizes such as 128,160,192, but got '{text}'") from None
+
+
+def _run(request: TrainRequest, as_json: bool, quiet: bool) -> None:
+    from ofasearch.jobs.train import TrainNote, TrainResult
+    from ofasearch.jobs.train import train as events
+    from ofasearch.ranks import speaks
+
+    reporter = show.Reporter(quiet=quiet or as_json or not speaks())
     scores: dict[str, float] = {}
+    phase = ""
     try:
         for event in events(request):
             if isinstance(event, TrainResult):
                 reporter.clear()
-                record = {"supernet": str(event.supernet), "digest": event.digest, "validation_top1": event.top1, "seconds": event.seconds}
-                show.print_json(record) if as_json else click.echo(_report(event))
+                if speaks():
+                    show.print_json(_record(event)) if as_json else click.echo(_report(event))
+                continue
+            if isinstance(event, TrainNote):
+                reporter.say(f"note: {event.text}")
                 continue
             report = event.report
-            note = f"epoch {report.epoch}  loss {report.loss:.3f}  {event.images_per_second:.0f} images/s"
-            reporter.update("training", report.step, report.steps, eta=event.eta_seconds, note=note)
+            if report.phase != phase:
+                phase = report.phase
+                reporter.say(f"epoch {report.epoch}: phase {phase}, {report.passes} network{'s' * (report.passes > 1)} a step")
+            note = f"epoch {report.epoch}  {phase}  loss {report.loss:.3f}  {event.images_per_second:.0f} images/s"
+            best = f"  largest {100 * scores['largest']:.2f} %" if scores else ""
+            reporter.update("training", report.step, report.steps, eta=event.eta_seconds, note=note + best)
             if event.top1 != scores:
                 scores = event.top1
-                shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in scores.items())
-                reporter.say(f"epoch {report.epoch}: validation top-1 {shown}")
+                reporter.say(f"epoch {report.epoch}: validation top-1 {_scores(scores)}")
     finally:
         reporter.clear()
 
 
-def _report(result: object) -> str:
-    from ofasearch.jobs.train import TrainResult
+def _scores(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in scores.items())
 
-    assert isinstance(result, TrainResult)
+
+def _record(result: TrainResult) -> dict[str, Any]:
+    record = {"supernet": str(result.supernet), "digest": result.digest, "validation_top1": result.top1, "seconds": result.seconds}
+    extra = {"device_hours": result.device_hours, "dollars": result.dollars, "kg_co2": result.kg_co2}
+    return record | {name: value for name, value in extra.items() if value is not None}
+
+
+def _report(result: TrainResult) -> str:
     rows = [(name, f"{100 * value:.2f} %") for name, value in result.top1.items()]
     text = show.table(["network", "validation top-1"], rows)
-    return f"{text}\n\nsupernet  {result.supernet}\ntime      {show.duration(result.seconds)}"
+    facts = [("supernet", str(result.supernet)), ("time", show.duration(result.seconds)), ("device hours", f"{result.device_hours:.2f}")]
+    facts += [("cost", f"{result.dollars:.2f} dollars")] if result.dollars is not None else []
+    facts += [("emitted", f"{result.kg_co2:.2f} kg CO2")] if result.kg_co2 is not None else []
+    return f"{text}\n\n{show.pairs(facts)}"
+
+
+def _print_plan(given: dict[str, Any], as_json: bool) -> None:
+    """The phases of a run that the options describe."""
+    from ofasearch.jobs.train import describe_plan
+    from ofasearch.space.families import get_space
+
+    if given["space"] is None:
+        raise UsageError("--plan needs --space, because phases depend on what is elastic in it")
+    options = _options(given)
+    epochs = _epochs(given, options) if given["epochs"] is not None or given["length"] is not None else None
+    plan = describe_plan(
+        given["strategy"], options, get_space(given["space"]), epochs=epochs, lr=given["lr"], taught=bool(given["teacher"])
+    )
+    if as_json:
+        show.print_json(plan)
+        return
+    headers = ["phase", "epochs", "in the paper", "peak rate", "networks a step", "open choices", "channels"]
+    rows = [
+        [str(row[name]) for name in ("phase", "epochs", "paper_epochs", "lr", "subnets", "choices", "channels")] for row in plan["phases"]
+    ]
+    click.echo(show.table(headers, rows))
+    click.echo("\n" + show.pairs([("options", _settings(plan["options"].items())), ("recipe", _settings(plan["recipe"].items()))]))
+
+
+def _settings(pairs: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in pairs) or "the loop's own"

@@ -328,6 +328,12 @@ class Space:
         codes: Codes = self.canonical(np.ones((1, len(self.genes)), dtype=np.int64))[0]
         return codes
 
+    def middle(self) -> Codes:
+        """Codes (g,) with every gene at the middle of its choices, the resolution at its last."""
+        codes: Codes = self.canonical((self.largest()[None] + 1) // 2)[0]
+        codes[0] = len(self.genes[0].choices)
+        return codes
+
     # -- populations -------------------------------------------------------------------------------------------
 
     @cached_property

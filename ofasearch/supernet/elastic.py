@@ -155,6 +155,13 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
+def zero_last_gammas(network: nn.Module) -> None:
+    """Scale 0 in the last batch norm of every residual block, in place: blocks start as identities (BigNAS)."""
+    for module in network.modules():
+        if isinstance(module, MBConv) and module.skip:
+            nn.init.zeros_(module.project.bn.weight)  # type: ignore[arg-type]
+
+
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
     with torch.no_grad():
         parameter.normal_(0.0, std, generator=generator)

@@ -30,6 +30,7 @@ class Supernet(nn.Module):
         initialise(self.full, generator or torch.Generator().manual_seed(0))
         if kernel_transform:
             self._add_transforms()
+        self.sync_bn = False  # in training, batch statistics over all processes (CUDA only)
         self._skeletons: dict[tuple[object, ...], nn.Module] = {}
 
     def _add_transforms(self) -> None:
@@ -44,10 +45,15 @@ class Supernet(nn.Module):
         found.update((k, v) for k, v in self.full.named_buffers() if not k.endswith("num_batches_tracked"))
         return found
 
-    def forward(self, x: Tensor, blueprint: Blueprint) -> Tensor:
-        """Logits (B, classes) of the network that `blueprint` describes; x is (B, 3, H, H)."""
+    def forward(self, x: Tensor, blueprint: Blueprint, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, classes) of the network that `blueprint` describes; x is (B, 3, H, H).
+
+        `mask` (B, C) multiplies the classifier's input: dropout, drawn by who trains.
+        """
         tensors = self.tensors()
         for spec in blueprint:
+            if mask is not None and spec.kind == "linear":
+                x = x.flatten(1) * mask
             x = self.run_layer(x, spec, tensors)
         return x
 
@@ -58,13 +64,15 @@ class Supernet(nn.Module):
 
     def _skeleton(self, spec: LayerSpec) -> nn.Module:
         """The layer's module without weights of its own; it lends its forward."""
-        key = (spec.shape, spec.eps)
+        key = (spec.shape, spec.eps, self.sync_bn)
         if key not in self._skeletons:
             with torch.device("meta"):
                 skeleton = build_layer(spec)
             for norm in norms(skeleton).values():
                 norm.momentum = 0.0  # training must not write statistics of one network over another's
                 norm.num_batches_tracked = None
+            if self.sync_bn:
+                skeleton = nn.SyncBatchNorm.convert_sync_batchnorm(skeleton)  # type: ignore[no-untyped-call]
             self._skeletons[key] = skeleton
         return self._skeletons[key].train(self.training)
 

@@ -172,6 +172,33 @@ def restrict(arrays: Mapping[str, Array], space: Space) -> dict[str, Array]:
     return {key: np.ascontiguousarray(a) for key, a in slice_network(arrays, space.blueprint(space.largest())).items()} | matrices
 
 
+def transfer(arrays: Mapping[str, Array], source: Space, target: Space) -> dict[str, Array]:
+    """The arrays of one space's supernet as a start for another's: of the same space, of a part of it, or of a larger one.
+
+    A part's smaller kernels become the middle of larger ones, zero around them, and missing kernel transforms identities:
+    every network that both spaces have computes what it computed before.
+
+    Raises MismatchError when neither space is a part of the other.
+    """
+    identities = {key: np.eye(area, dtype=np.float32) for key, (area, _) in matrix_shapes(target).items()}
+    if source.name == target.name:
+        return identities | dict(arrays)
+    if target.parent == source.name:
+        return identities | restrict(arrays, target)
+    if source.parent != target.name and (source.parent is None or source.parent != target.parent):
+        raise MismatchError(f"weights of {target.name} must come from it, a part of it or its parent, but these are of {source.name}")
+    found: dict[str, Array] = {}
+    for key, shape in full_shapes(target).items():
+        array = arrays[key]
+        if array.shape != shape:
+            border = (shape[-1] - array.shape[-1]) // 2
+            if array.shape[:-2] != shape[:-2] or array.ndim != 4 or border < 0:
+                raise MismatchError(f"{key} must have shape {shape} or a smaller kernel for {target.name}, but has {array.shape}")
+            array = np.pad(array, ((0, 0), (0, 0), (border, border), (border, border)))
+        found[key] = array
+    return found | {key: arrays.get(key, identity) for key, identity in identities.items()}
+
+
 def sort_channels(arrays: Mapping[str, Array], space: Space, *, kept: float | None = None) -> dict[str, Array]:
     """The same full network with the channels inside every block in descending order of importance.
 

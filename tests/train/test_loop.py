@@ -15,6 +15,7 @@ from ofasearch.jobs import train as job
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import load_weights
 from ofasearch.train.loop import TrainConfig, Trainer
+from ofasearch.train.source import MemorySource
 from ofasearch.train.strategies import DepS
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=8)
@@ -29,9 +30,14 @@ class Recorded:
 
     inner: DepS = WITH_OTHERS
     plans: list = field(default_factory=list)
+    period: str = "step"
+    needs_teacher: bool = False
 
-    def plan(self, space, step, steps, rng):
-        self.plans.append(self.inner.plan(space, step, steps, rng))
+    def phases(self, space):
+        return self.inner.phases(space)
+
+    def plan(self, space, at, rng):
+        self.plans.append(self.inner.plan(space, at, rng))
         return self.plans[-1]
 
 
@@ -42,7 +48,8 @@ def images():
 
 
 def trainer_of(space, images, config=PLAIN, strategy=FULL_ALONE):
-    return Trainer(Supernet(space), strategy, config, images, PREPROCESSING)
+    source = MemorySource(images, crop_padding=config.crop_padding, flip=config.flip, device=torch.device("cpu"))
+    return Trainer(Supernet(space), strategy, config, source, PREPROCESSING)
 
 
 def gradients(supernet, loss):
@@ -123,39 +130,23 @@ def test_reports_count_steps_and_epochs(tiny_space, images):
 def test_every_step_draws_anew(tiny_space, images):
     strategy = Recorded()
     trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=4, batch_size=3, crop_padding=1), strategy)
-    seen, augment = [], trainer._augment
+    seen, images_of = [], trainer.source.images
 
-    def remember(chosen, rng):
-        seen.append((chosen.tolist(), rng.bit_generator.state["state"]["state"]))
-        return augment(chosen, rng)
+    def remember(requests):
+        def noted():
+            for request in requests:
+                seen.append(request)
+                yield request
 
-    trainer._augment = remember
+        return images_of(noted())
+
+    trainer.source.images = remember
     assert len(list(trainer.run())) == 16
-    epochs = np.array([chosen for chosen, _ in seen]).reshape(4, 12)
+    epochs = np.array([request.index for request in seen]).reshape(4, 12)
     assert (np.sort(epochs) == np.arange(12)).all()  # every image once an epoch
     assert len(np.unique(epochs, axis=0)) == 4
-    assert len({state for _, state in seen}) == 16
+    assert len({request.key for request in seen}) == 16
     assert len({tuple(p.codes for p in plan.passes) for plan in strategy.plans}) == 16
-
-
-def test_augmented_images_are_crops_of_the_padded_ones(tiny_space, images):
-    config = replace(PLAIN, crop_padding=2, flip=True)
-    trainer = trainer_of(tiny_space, images, config)
-    found = trainer._augment(torch.arange(12), np.random.default_rng(3))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    padded = np.pad(images.images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-    flipped = set()
-    for n in range(12):
-        crops = {
-            (flip, top, left): PREPROCESSING.apply(padded[n : n + 1, top : top + 8, left : left + 8][:, :, ::flip])[0]
-            for flip in (1, -1)
-            for top in range(5)
-            for left in range(5)
-        }
-        hits = [key for key, crop in crops.items() if np.array_equal(crop, found[n].numpy())]
-        assert len(hits) == 1
-        flipped.add(hits[0][0])
-    assert flipped == {1, -1}
 
 
 # -- the learning rate -----------------------------------------------------------------------------------------
@@ -423,7 +414,7 @@ def test_a_checkpoint_without_a_part_is_refused(quick, tmp_path, part):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"strategy": "sandwich"}, UsageError, "strategy must be one of deps, but got 'sandwich'"),
+        ({"strategy": "sandwich"}, UsageError, "strategy must be one of ofa, compofa, .*, but got 'sandwich'"),
         ({"options": {"subnet": 3}}, UsageError, "subnet"),
         ({"options": {"subnets": "3"}}, UsageError, "subnets"),
         ({"options": {"epsilon": 2}}, UsageError, "deps needs shares"),
@@ -489,8 +480,10 @@ def test_a_run_can_start_from_an_unfinished_one(still, tmp_path):
 
 def test_weights_of_another_space_are_no_start(unbroken, quick, tmp_path):
     _, _, result = unbroken
-    with pytest.raises(MismatchError, match=r"--init must be a supernet of ofa-mbv3-cifar with 10 classes, but .* compofa-mbv3-cifar"):
-        finish(request(tmp_path / "x", space="ofa-mbv3-cifar", init=result.supernet))
+    with pytest.raises(
+        MismatchError, match=r"--init must be a supernet of compofa-mbv3-cifar-w0.25 .* with 10 classes, but .* compofa-mbv3-cifar"
+    ):
+        finish(request(tmp_path / "x", space="compofa-mbv3-cifar-w0.25", init=result.supernet))
     with pytest.raises(TrainingError, match=r"checkpoint\.pt"):
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "checkpoint.pt").write_bytes(b"no checkpoint")

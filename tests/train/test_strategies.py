@@ -7,14 +7,22 @@ import pytest
 
 from ofasearch.errors import InfeasibleError, UsageError
 from ofasearch.space.families import MobileDesign, Stage, get_space, mobile_space
-from ofasearch.train.strategies import STRATEGIES, DepS
+from ofasearch.train.strategies import STRATEGIES, DepS, Position
 
 STEPS = 1000
 PAPER = DepS(warmup_share=0.5, subnets=4, epsilon=1e-4, ramp_share=0.1)
 
 
+def at(space, step, steps, strategy=PAPER):
+    (phase,) = strategy.phases(space)
+    return Position(phase=phase, step=step, steps=steps, epoch=0, resolution=len(space.resolutions))
+
+
 def plans(space, strategy=PAPER, steps=STEPS, stride=25):
-    return {step: strategy.plan(space, step, steps, np.random.default_rng(step)).passes for step in range(0, steps, stride)}
+    found = {}
+    for step in range(0, steps, stride):
+        found[step] = strategy.plan(space, at(space, step, steps, strategy), np.random.default_rng(step)).passes
+    return found
 
 
 def space_of(*, kernels, resolutions=(8,)):
@@ -87,7 +95,8 @@ def test_a_space_of_one_network_has_no_others():
             return np.ones(size, dtype=np.int64)
 
     with pytest.raises(InfeasibleError, match="must"):
-        DepS(warmup_share=0.0).plan(space_of(kernels=(3,)), 0, 10, Weary())
+        few = space_of(kernels=(3,))
+        DepS(warmup_share=0.0).plan(few, at(few, 0, 10), Weary())
 
 
 def test_all_networks_of_a_plan_are_valid_and_share_the_resolution():
@@ -101,13 +110,13 @@ def test_all_networks_of_a_plan_are_valid_and_share_the_resolution():
 def test_the_others_are_uniform(tiny_space):
     rng = np.random.default_rng(0)
     strategy = DepS(warmup_share=0.0, subnets=21)
-    depths = np.array([p.codes[1] for _ in range(100) for p in strategy.plan(tiny_space, 50, 100, rng).passes[1:]])
+    depths = np.array([p.codes[1] for _ in range(100) for p in strategy.plan(tiny_space, at(tiny_space, 50, 100), rng).passes[1:]])
     assert len(depths) == 2000
     assert 0.46 < (depths == 1).mean() < 0.54
 
 
 def test_equal_generators_give_equal_plans(tiny_space):
-    first, second, third = (PAPER.plan(tiny_space, 700, STEPS, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, second, third = (PAPER.plan(tiny_space, at(tiny_space, 700, STEPS), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first == second
     assert first != third
 
