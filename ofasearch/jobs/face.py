@@ -83,20 +83,39 @@ def train_supernet(
     data: str,
     out: str | Path,
     strategy: str = "deps",
-    resume: bool = False,
     options: dict[str, Any] | None = None,
+    resolutions: tuple[int, ...] | None = None,
+    init: str | Path | None = None,
+    teacher: str | None = None,
+    resume: bool = False,
+    device: str | None = None,
     **config: Any,
 ) -> dict[str, Any]:
-    """Train a supernet; `config` are the fields of `ofasearch.train.loop.TrainConfig` (`epochs` at least)."""
+    """Train a supernet; `config` are the fields of `ofasearch.train.loop.TrainConfig` (`epochs` at least).
+
+    What belongs to the method (`Strategy.recipe`) holds where `config` says nothing of it.
+    """
     from ofasearch.jobs.train import TrainRequest, TrainResult
     from ofasearch.jobs.train import train as train_events
     from ofasearch.train.loop import TrainConfig
+    from ofasearch.train.strategies import STRATEGIES
 
+    recipe = dict(STRATEGIES[strategy]().recipe) if strategy in STRATEGIES else {}
     request = TrainRequest(
-        space=space, data=data, out=Path(out), strategy=strategy, options=options or {}, config=TrainConfig(**config), resume=resume
+        space=space,
+        data=data,
+        out=Path(out),
+        strategy=strategy,
+        options=options or {},
+        config=TrainConfig(**recipe | config),
+        resolutions=resolutions,
+        init=Path(init) if init is not None else None,
+        teacher=teacher,
+        resume=resume,
+        device=device,
     )
     result = asdict(last(train_events(request), TrainResult))
-    return result | {"supernet": str(result["supernet"])}
+    return {name: value for name, value in result.items() if value is not None} | {"supernet": str(result["supernet"])}
 
 
 __all__ = ["bench", "evaluate_subnet", "export", "find", "inspect", "last", "train_supernet"]

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,16 +223,19 @@ def train(request: TrainRequest) -> Iterator[TrainNote | TrainProgress | TrainRe
 
     The run folder is a `RunFolder`; only the first process writes it. Raises UsageError, MismatchError, TrainingError.
     """
+    for name, rate in (("--price", request.price), ("--co2", request.co2)):
+        if rate is not None and not 0 <= rate < math.inf:
+            raise UsageError(f"{name} must be at least 0 per device hour, but got {rate}")
     with join() as ranks:
-        yield from _train(request, ranks)
+        ready = prepare(request)
+        with closing(open_source(ready.data["train"], request, ready.device)) as source:
+            yield from _train(request, ready, source, ranks)
 
 
-def _train(request: TrainRequest, ranks: Ranks) -> Iterator[TrainNote | TrainProgress | TrainResult]:
-    ready = prepare(request)
+def _train(request: TrainRequest, ready: _Prepared, source: Source, ranks: Ranks) -> Iterator[TrainNote | TrainProgress | TrainResult]:
     supernet = Supernet(ready.space, generator=torch.Generator().manual_seed(request.config.seed))
     teacher = _teacher(request, ready) if request.teacher is not None else None
     start = _initialise(supernet, request, teacher)
-    source = open_source(ready.data["train"], request, ready.device)
     trainer = Trainer(
         supernet.to(ready.device),
         ready.strategy,
