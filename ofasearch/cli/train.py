@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from ofasearch.errors import UsageError
 
 if TYPE_CHECKING:
     from ofasearch.jobs.train import TrainRequest, TrainResult
+    from ofasearch.report.curves import Drawing, Run
 
 NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 
@@ -57,6 +60,14 @@ NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit on CPU.")
 @click.option("--plan", is_flag=True, help="Print phases, epochs, rates and options of the strategy, and train nothing.")
+@click.option(
+    "--show",
+    "shown",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Draw the curves of a run folder, and train nothing; given again, the runs are compared.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(as_json: bool, quiet: bool, **given: Any) -> None:
@@ -64,6 +75,10 @@ def train(as_json: bool, quiet: bool, **given: Any) -> None:
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m ofasearch train ...
     """
+    if shown := given.pop("shown"):
+        _only_show()
+        _show(shown, as_json, quiet)
+        return
     if given.pop("plan"):
         _print_plan(given, as_json)
         return
@@ -238,3 +253,77 @@ def _print_plan(given: dict[str, Any], as_json: bool) -> None:
 
 def _settings(pairs: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name}={value}" for name, value in pairs) or "the loop's own"
+
+
+# -- the curves of runs ----------------------------------------------------------------------------------------
+
+
+def _only_show() -> None:
+    """Raise UsageError where --show came with an option of a training: it would have no effect."""
+    context = click.get_current_context()
+    said = [p for p in context.command.params if context.get_parameter_source(str(p.name)) == click.core.ParameterSource.COMMANDLINE]
+    others = [p.opts[0] for p in said if p.name not in ("shown", "as_json", "quiet")]
+    if others:
+        raise UsageError(f"--show only draws runs that are there, but got {', '.join(others)} too; leave one of them out")
+
+
+def _show(folders: Sequence[Path], as_json: bool, quiet: bool) -> None:
+    from ofasearch.jobs.curves import show_runs
+
+    found = show_runs(folders)
+    reporter = show.Reporter(quiet=quiet or as_json)
+    for note in found.notes:
+        reporter.say(f"note: {show.plain(note)}")
+    if as_json:
+        show.print_json(found.record)
+        return
+    several = len(found.runs) > 1
+    picture = f"\n\ncurves  {show.plain(str(found.png))}" if found.png is not None else ""
+    click.echo(f"{_curves(found.drawing)}\n\n{_comparison(found.runs) if several else _last_line(found.runs[0])}{picture}")
+
+
+def _curves(drawing: Drawing) -> str:
+    """The drawing as wide as the terminal, at most 80 columns; without braille where the output cannot carry it."""
+    from ofasearch.report.curves import to_ascii, to_text
+
+    lines = [show.plain(line) for line in to_text(drawing, max(40, min(80, shutil.get_terminal_size().columns)))]
+    try:
+        "\n".join(lines).encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        lines = [to_ascii(line) for line in lines]
+    return "\n".join(lines)
+
+
+def _last_line(run: Run) -> str:
+    """The last line of a log, and the newest accuracies where it has none."""
+    line, asked = run.lines[-1], run.card.get("epochs")
+    facts = [("epoch", f"{line['epoch']}{f' of {asked}' if isinstance(asked, int) else ''}")]
+    facts += [("phase", line["phase"])] if "phase" in line else []
+    facts += [("loss", f"{line['loss']:.4g}"), ("learning rate", f"{line['lr']:.4g}")]
+    scored = next((old for old in reversed(run.lines) if old.get("validation_top1")), None)
+    if scored is not None:
+        since = "" if scored is line else f" (epoch {scored['epoch']})"
+        facts.append(("validation top-1", _scores(scored["validation_top1"]) + since))
+    facts += [("images/s", f"{line['images_per_second']:.0f}")] if "images_per_second" in line else []
+    facts += [("time", show.duration(line["seconds"]))] if "seconds" in line else []
+    for key, name, form in (
+        ("device_hours", "device hours", "{:.2f}"),
+        ("dollars", "cost", "{:.2f} dollars"),
+        ("kg_co2", "emitted", "{:.2f} kg CO2"),
+    ):
+        facts += [(name, form.format(line[key]))] if key in line else []
+    return show.pairs(facts)
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    """A row per run: the accuracies of the largest network, and what they took."""
+    from ofasearch.report.curves import MARKS, short
+
+    rows = []
+    for mark, run in zip(MARKS, runs, strict=False):
+        line, scores = run.lines[-1], run.top1("largest")
+        epoch, best = max(scores, key=lambda score: score[1], default=(0, 0.0))
+        accuracies = [f"{100 * best:.2f} %", str(epoch), f"{100 * scores[-1][1]:.2f} %"] if scores else ["-", "-", "-"]
+        hours = f"{line['device_hours']:.2f}" if "device_hours" in line else "-"
+        rows.append([mark, short(run.name, 20), str(line["epoch"]), *accuracies, hours])
+    return show.table(["", "run", "epochs", "best top-1", "at epoch", "last top-1", "device hours"], rows)
