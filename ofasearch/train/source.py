@@ -82,9 +82,9 @@ class MemorySource:
 class FolderSource:
     """Photographs, decoded by a pool of threads while the step before them is computed.
 
-    Threads, not processes: opening a file is Python, but decoding, resizing and mirroring leave Python's lock.
-    Threads also write into the batch, where processes would have to send pixels, and they
-    start at once and end with the generator.
+    Threads, not processes: only opening a file and drawing a box are Python; decoding, resizing and mirroring leave Python's
+    lock, and they are five sixths of the time of a photograph of 500x375 pixels. Threads write into the batch, where
+    processes would send the pixels through a pipe; they start at once and end with the iterator.
 
     Each image draws from a generator of its own, made from the request's key and its place in the batch, so the images
     do not depend on the number of workers. With `skip_unreadable` another image of the same class, drawn likewise,
