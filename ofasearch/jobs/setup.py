@@ -106,7 +106,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
         members = members.narrowed(space)
     objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
     problem = Problem(space, objective, tuple(_budgets(question.budgets, space, table)))
-    notes = _table_notes(table)
+    notes = table_notes(table)
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
@@ -114,7 +114,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=tuple(notes))
 
 
-def _table_notes(table: LatencyTable | None) -> list[str]:
+def table_notes(table: LatencyTable | None) -> list[str]:
     """What the user should know of the latencies the search goes by."""
     notes = []
     if table is not None and "not_remembered" in table.card:

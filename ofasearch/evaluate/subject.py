@@ -1,0 +1,86 @@
+"""A supernet that is judged: scores of its networks, each with batch norm of its own, and what they are remembered by."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+
+from ofasearch.data import DataSet, ImageSet, Preprocessing, Split, SplitName
+from ofasearch.data.folder import FolderSet
+from ofasearch.evaluate.score import (
+    CALIBRATION_BATCH,
+    accelerator,
+    calibration_batches,
+    calibration_images,
+    predictions,
+    recalibrate_bn,
+    top1,
+)
+from ofasearch.evaluate.store import Key, Score
+from ofasearch.space.core import Codes, Space
+from ofasearch.supernet.elastic import channels_last
+from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.weights import Weights
+
+
+class Subject:
+    """A supernet with the images it is judged on. `space` is that of the weights at the resolutions of interest."""
+
+    def __init__(self, name: str, weights: Weights, space: Space, data: DataSet):
+        self.name, self.space, self.data = name, space, data
+        self.digest = weights.digest
+        self._arrays, self._preprocessing = weights.arrays, weights.preprocessing
+        self._digests: dict[SplitName, str] = {}
+
+    @cached_property
+    def _model(self) -> Supernet:
+        model = Supernet.from_arrays(self.space, self._arrays)
+        channels_last(model)
+        return model.to(accelerator())
+
+    def score(self, codes: Codes, split: SplitName) -> Score:
+        """What one network (g,) predicts of a split, after its batch norm was recalibrated on the calibration split."""
+        network, resolution = self._model.extract(codes), self.space.resolutions[int(codes[0]) - 1]
+        recalibrate_bn(network, calibration_batches(self.data, self._preprocessing, resolution=resolution))
+        predicted = predictions(network, self.data[split], self._preprocessing, resolution=resolution)
+        return Score(top1(predicted, self.data[split].labels), len(predicted), predicted)
+
+    def key(self, codes: Codes, split: SplitName) -> Key:
+        """What the score of a network is remembered by."""
+        calibration = f"{self.calibration_images} images in batches of {CALIBRATION_BATCH}: {self._digest('calibration')}"
+        return Key(self.digest, self.space.arch(codes).id, split, self._digest(split), calibration)
+
+    @cached_property
+    def calibration_images(self) -> int:
+        """How many images set batch norm."""
+        return len(calibration_images(self.data))
+
+    def _digest(self, split: SplitName) -> str:
+        if split not in self._digests:
+            self._digests[split] = images_digest(self.data[split], self._preprocessing)
+        return self._digests[split]
+
+
+def images_digest(images: Split, preprocessing: Preprocessing) -> str:
+    """Tells the inputs and labels of a split from others; photographs go by name, size and time of change."""
+    sha = hashlib.sha256(repr(preprocessing.to_json()).encode())
+    sha.update(np.ascontiguousarray(images.labels).tobytes())
+    if isinstance(images, ImageSet):
+        sha.update(repr(images.images.shape).encode())
+        sha.update(np.ascontiguousarray(images.images).tobytes())
+    elif isinstance(images, FolderSet):
+        for file in images.files:
+            facts = (images.root / file).stat()
+            sha.update(repr((file, facts.st_size, facts.st_mtime_ns)).encode())
+    return sha.hexdigest()[:24]
+
+
+def first_images(data: DataSet, count: int) -> DataSet:
+    """The data with at most the first `count` images of the splits that are scored; calibration keeps all of its own."""
+    cut: dict[SplitName, Split] = {
+        split: images.take(np.arange(min(count, len(images)))) if split in ("validation", "test") else images
+        for split, images in data.splits.items()
+    }
+    return DataSet(data.name, data.class_names, cut)
