@@ -209,7 +209,7 @@ class OFA(_Stepwise):
             )
             found.append(phase)
         for dimension, name, subnets in (("d", "depth", self.depth_subnets), ("e", "width", self.width_subnets)):
-            narrows = dimension == "e" or "e" not in known
+            narrows = dimension == "e" or ("e" not in known and len(space.expands) > 1)
             for n in range(2, known.get(dimension, 1) + 1):
                 open_now[dimension] = n
                 last = n == known[dimension]
@@ -222,7 +222,7 @@ class OFA(_Stepwise):
                         choices=MappingProxyType(dict(open_now)),
                         subnets=subnets,
                         sorts=narrows,
-                        kept=space.expands[1 - n] if n > 2 else None,
+                        kept=space.expands[1 - n] if narrows and n > 2 else None,
                     )
                 )
         return tuple(found)
