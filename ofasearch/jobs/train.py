@@ -116,9 +116,13 @@ def make_strategy(name: str, options: dict[str, Any], space: Space) -> Strategy:
     arch = options.get("arch")
     rest = {key: value for key, value in options.items() if key != "arch"}
     try:
-        return STRATEGIES[name](**rest, **({"codes": space.parse(str(arch)).codes} if arch is not None else {}))
+        strategy = STRATEGIES[name](**rest, **({"codes": space.parse(str(arch)).codes} if arch is not None else {}))
     except TypeError as error:
         raise UsageError(f"options of strategy {name} must be its own, but got {options}: {error}") from error
+    codes = getattr(strategy, "codes", None)
+    if codes is not None:
+        space.validate(np.array([codes]))
+    return strategy
 
 
 def describe_plan(

@@ -333,6 +333,9 @@ class DepS(_Stepwise):
                 f"deps needs shares in [0, 1], epsilon in (0, 1] and at least 1 subnet, but got "
                 f"{self.warmup_share}, {self.ramp_share}, {self.epsilon} and {self.subnets}"
             )
+        _check_counts("deps", self.subnets)
+        if not isinstance(self.smallest, bool):
+            raise UsageError(f"smallest of deps must be true or false, but got '{self.smallest}'")
         if self.smallest and self.subnets < 2:
             raise UsageError(f"deps with the smallest network in every step needs at least 2 subnets, but got {self.subnets}")
 
@@ -386,6 +389,8 @@ class RSS:
 
     def __post_init__(self) -> None:
         _check_counts("rss", self.subnets)
+        if not isinstance(self.epochs, int) or not 1 <= self.epochs <= 100_000:
+            raise UsageError(f"rss needs 1 to 100000 epochs, but got {self.epochs}")
         if self.every not in ("epoch", "batch") or self.selection not in SELECTIONS:
             raise UsageError(
                 f"rss must draw every epoch or batch and select {', '.join(SELECTIONS)}, but got '{self.every}' and '{self.selection}'"
