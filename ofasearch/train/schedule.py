@@ -67,8 +67,10 @@ class Schedule:
 def lay_out(phases: Sequence[Phase], *, epochs: int, steps_per_epoch: int, lr: float, warmup_epochs: float, curve: Curve) -> Schedule:
     """Scale the phases to `epochs` in all, their proportions kept to the step.
 
-    Raises UsageError when a phase would have no step, or its warm-up would fill it.
+    Raises UsageError when there is no phase, or one would have no step, or its warm-up would fill it.
     """
+    if not phases:
+        raise UsageError("a run must have a phase to train, but a given teacher takes the place of the only one; leave --teacher out")
     steps, total, done, end = epochs * steps_per_epoch, sum(phase.epochs for phase in phases), 0.0, 0
     stretches = []
     for phase in phases:
