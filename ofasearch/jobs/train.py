@@ -57,6 +57,11 @@ class TrainRequest:
     price: float | None = None  # dollars per device hour
     co2: float | None = None  # kilograms per device hour
 
+    def __post_init__(self) -> None:
+        for name, rate in (("--price", self.price), ("--co2", self.co2)):
+            if rate is not None and not 0 <= rate < math.inf:
+                raise UsageError(f"{name} must be a rate of at least 0, but got {rate}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainNote:
@@ -128,7 +133,12 @@ def make_strategy(name: str, options: dict[str, Any], space: Space) -> Strategy:
 def describe_plan(
     name: str, options: dict[str, Any], space: Space, *, epochs: int | None = None, lr: float = 1.0, taught: bool = False
 ) -> dict[str, Any]:
-    """The phases of a strategy on a space as rows for people, its options and its recipe; `taught`: a teacher is given."""
+    """The phases of a strategy on a space as rows for people, its options and its recipe; `taught`: a teacher is given.
+
+    Raises UsageError, ArchError.
+    """
+    if not 0 < lr < math.inf:
+        raise UsageError(f"the learning rate must be positive, but got {lr}")
     strategy = make_strategy(name, options, space)
     phases = [phase for phase in strategy.phases(space) if not (taught and phase.teaches)]
     total = sum(phase.epochs for phase in phases)
