@@ -17,6 +17,7 @@ from ofasearch.records import append_line, forget_unfinished, read_json, write_a
 from ofasearch.supernet.torchfile import load_plain
 
 RUN, LOG, NEWEST, PREVIOUS, WEIGHTS = "run.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "supernet.safetensors"
+FRESH = "checkpoint.new.pt"  # until it takes the place of the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class RunFolder:
         present = any((self.path / name).exists() or (self.path / name).is_symlink() for name in (NEWEST, PREVIOUS))
         if present and not resume:
             raise UsageError(f"{self.path} must be a new folder, but holds a run; add --resume to continue it")
-        for name in (RUN, LOG, NEWEST, PREVIOUS, WEIGHTS):
+        for name in (RUN, LOG, NEWEST, FRESH, WEIGHTS):
             forget_unfinished(self.path / name)
+        (self.path / FRESH).unlink(missing_ok=True)
         if not present:
             write_json(self.path / RUN, card)
             self._forget_lines_after(0)
@@ -55,13 +57,17 @@ class RunFolder:
         self._forget_lines_after(step)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint; the one before is kept, in case this one does not survive."""
+        """Write a checkpoint; the one before is kept, in case this one does not survive.
+
+        Raises WriteError; the checkpoints that are there stay as they were.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         newest = self.path / NEWEST
+        write_atomic(self.path / FRESH, buffer.getvalue())
         if newest.exists():
             newest.replace(self.path / PREVIOUS)
-        write_atomic(newest, buffer.getvalue())
+        (self.path / FRESH).replace(newest)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line."""

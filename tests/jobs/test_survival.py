@@ -171,14 +171,14 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_
     assert broken.training["validation_top1"] == unbroken.training["validation_top1"]
     logs = [lines_of(tmp_path / name / "log.jsonl") for name in ("unbroken", "broken")]
     assert [(line["epoch"], line["loss"]) for line in logs[0]] == [(line["epoch"], line["loss"]) for line in logs[1]]
-    assert {path.name for path in (tmp_path / "broken").iterdir()} == {"run.json", "log.jsonl", "checkpoint.pt", "supernet.safetensors"}
+    files = {"run.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "supernet.safetensors"}
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == files
 
 
 def request(out):
     """Two epochs of four steps on `few` digits, as `RECIPE` asks for them."""
     config = TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.2)
-    options = {"subnets": 2, "warmup_share": 0.5}
-    return training.TrainRequest(space="compofa-mbv3-cifar", data="digits", out=out, options=options, config=config)
+    return training.TrainRequest(space="compofa-mbv3-cifar", data="digits", out=out, config=config)
 
 
 def test_what_a_kill_left_of_a_file_goes_when_a_run_is_opened(tmp_path, monkeypatch):
