@@ -43,7 +43,7 @@ class RunFolder:
             write_json(self.path / RUN, card)
             self._forget_lines_after(0)
             return None, None
-        known = read_json(self.path / RUN)
+        card, known = json.loads(json.dumps(card)), read_json(self.path / RUN)  # JSON knows no tuples
         if known != card:
             changed = [key for key in card if not isinstance(known, dict) or known.get(key) != card[key]]
             raise MismatchError(
