@@ -50,6 +50,8 @@ class RunFolder:
                 f"a resumed run must keep its settings, but {', '.join(changed) or 'some'} changed; start a new folder instead"
             )
         state, note = newest_checkpoint(self.path)
+        if note is not None:  # so that the next save does not put the damaged one in the place of the good one
+            (self.path / PREVIOUS).replace(self.path / NEWEST)
         return state, note
 
     def continue_log(self, step: int) -> None:
