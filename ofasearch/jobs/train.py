@@ -26,6 +26,7 @@ from ofasearch.ranks import Ranks, join
 from ofasearch.records import provenance, read_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
+from ofasearch.supernet.elastic import zero_last_gammas
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import Weights, digest, load_weights, save_weights, transfer
 from ofasearch.train.loop import StepReport, TrainConfig, Trainer
@@ -450,6 +451,8 @@ def _initialise(supernet: Supernet, request: TrainRequest, teacher: _Teacher | N
 
     Raises NotFoundError, FormatError, TrainingError, MismatchError (another space, or another number of classes).
     """
+    if request.config.zero_gamma:
+        zero_last_gammas(supernet)
     found: dict[str, Any] = {"teacher": {"name": request.teacher, "digest": teacher.digest}} if teacher is not None else {}
     if request.init is not None:
         return found | {"init": _load_start(supernet, request.init)}

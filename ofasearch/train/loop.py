@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ofasearch.data import Preprocessing
 from ofasearch.errors import TrainingError, UsageError
 from ofasearch.ranks import Ranks
-from ofasearch.supernet.elastic import channels_last, zero_last_gammas
+from ofasearch.supernet.elastic import channels_last
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import sort_channels
 from ofasearch.train.augment import Augmentation, inputs
@@ -49,7 +49,7 @@ class TrainConfig:
     weight_decay: float = 3e-4  # not on batch norms and biases
     label_smoothing: float = 0.0
     dropout: float = 0.0  # before the classifier
-    zero_gamma: bool = False  # residual blocks start as identities
+    zero_gamma: bool = False  # residual blocks of a new supernet start as identities
     crop_padding: int = 4  # pixels, reflected; small images only
     flip: bool = True
     jitter: bool = False
@@ -133,8 +133,6 @@ class Trainer:
         self.device = next(supernet.parameters()).device
         _check_device(config, self.device)
         channels_last(supernet)
-        if config.zero_gamma:
-            zero_last_gammas(supernet)
         supernet.sync_bn = config.sync_bn
         self.supernet, self.strategy, self.config = supernet, strategy, config
         self.source, self.preprocessing = source, preprocessing
