@@ -21,7 +21,7 @@ from ofasearch.data.folder import FolderSet
 from ofasearch.errors import MismatchError, OfaSearchError, TrainingError, UsageError
 from ofasearch.evaluate.score import calibration_batches, predictions, recalibrate_bn, top1
 from ofasearch.jobs.deliver import load_subnet, to_network
-from ofasearch.jobs.run_folder import NEWEST, WEIGHTS, RunFolder, load_checkpoint, newest_checkpoint
+from ofasearch.jobs.run_folder import NEWEST, RUN, WEIGHTS, RunFolder, load_checkpoint, newest_checkpoint
 from ofasearch.ranks import Ranks, join
 from ofasearch.records import provenance, read_json
 from ofasearch.space.core import Codes, Space
@@ -471,9 +471,12 @@ def _load_start(supernet: Supernet, path: Path) -> dict[str, Any]:
         state, _ = newest_checkpoint(path)
         try:
             arrays = {str(key): np.asarray(tensor.numpy(), dtype=np.float32) for key, tensor in state["weights"].items()}
-            supernet.load_arrays(arrays)
-            run = {key: value for key, value in dict(read_json(path / "run.json")).items() if key not in ("data", "init")}  # no paths
+            run = {key: value for key, value in dict(read_json(path / RUN)).items() if key not in ("data", "init")}  # no paths
+            source = get_space(str(run["space"]), classes=supernet.space.classes)
+            supernet.load_arrays(transfer(arrays, source, supernet.space))
             return {"digest": digest(arrays), "step": int(state["step"]), "run": run}
+        except MismatchError as error:
+            raise MismatchError(f"--init must be a run of {supernet.space.name} or of a part of it, but {path} is not: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(f"{path / NEWEST} must hold weights and a step, but does not: {error}") from error
     weights = load_weights(path / WEIGHTS if path.is_dir() else path)
