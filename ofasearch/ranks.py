@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ofasearch.errors import TrainingError
+from ofasearch.errors import TrainingError, UsageError
 
 PATIENCE = timedelta(hours=1)  # how long one process waits for another before it takes it for dead
 
@@ -99,16 +99,16 @@ def speaks() -> bool:
 def join() -> Iterator[Ranks]:
     """Take part in the job; outside torchrun it is alone.
 
-    Raises TrainingError when the others cannot be reached.
+    Raises UsageError when the environment names several processes and not which one this is, TrainingError when the
+    others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Ranks()
+    ranks = _announced()
+    if ranks.size == 1:
+        yield ranks
         return
     import torch
     import torch.distributed as dist
 
-    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
@@ -118,6 +118,18 @@ def join() -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _announced() -> Ranks:
+    """What torchrun says of this process."""
+    try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        return Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0"))) if size != 1 else Ranks()
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            "several processes must be started by torchrun, which sets RANK and WORLD_SIZE to numbers, "
+            f"but here one is not: {error}; unset WORLD_SIZE to train alone"
+        ) from error
 
 
 @contextmanager

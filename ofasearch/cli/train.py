@@ -53,7 +53,13 @@ NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 @click.option("--skip-unreadable", is_flag=True, help="Leave unreadable photographs out instead of stopping.")
 @click.option("--init", type=click.Path(path_type=Path), help="Start from a supernet, or unfinished run, of this space or a part of it.")
 @click.option("--teacher", help="A trained network to distil from, instead of training one: a supernet, or (single) a subnet.pt.")
-@click.option("--evaluate-every", type=click.IntRange(0), default=4, show_default=True, help="Epochs between validations of three networks; 0 for the end only.")
+@click.option(
+    "--evaluate-every",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Epochs between validations of three networks; 0 for the end only.",
+)
 @click.option("--price", type=float, help="Dollars per device hour, for the log.")
 @click.option("--co2", type=float, help="Kilograms of CO2 per device hour, for the log.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
