@@ -40,22 +40,26 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def tiny_space():
+def tiny_design():
     """Two stages on 8x8 images: all that the large families have (kernels, ratios, depths, skip, squeeze-excite)."""
     stages = (Stage(8, 1, "relu", se=False, kernel=3), Stage(16, 2, "h_swish", se=True, kernel=5))
-    return mobile_space(
-        MobileDesign(
-            name="tiny",
-            stem=8,
-            stem_stride=1,
-            first=8,
-            stages=stages,
-            c_expand=16,
-            c_feature=24,
-            classes=3,
-            resolutions=(8,),
-            depths=(1, 2),
-            expands=(2, 3),
-            kernels=(3, 5),
-        )
+    return MobileDesign(
+        name="tiny",
+        stem=8,
+        stem_stride=1,
+        first=8,
+        stages=stages,
+        c_expand=16,
+        c_feature=24,
+        classes=3,
+        resolutions=(8,),
+        depths=(1, 2),
+        expands=(2, 3),
+        kernels=(3, 5),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_space(tiny_design):
+    """The space of the tiny design."""
+    return mobile_space(tiny_design)
