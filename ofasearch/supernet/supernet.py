@@ -92,7 +92,7 @@ class Supernet(nn.Module):
 
     def arrays(self) -> dict[str, Array]:
         """A copy of all weights as numpy, for the file."""
-        return {key: np.ascontiguousarray(t.detach().cpu().numpy()) for key, t in self.tensors().items()}
+        return {key: np.array(t.detach().cpu().numpy(), order="C") for key, t in self.tensors().items()}
 
     def load_arrays(self, arrays: Mapping[str, Array]) -> None:
         """Take these weights in place of the own ones.
