@@ -12,11 +12,13 @@ from ofasearch.data import DataSet, ImageSet, Preprocessing, load_data
 from ofasearch.errors import MismatchError, NotFoundError, TrainingError, UsageError
 from ofasearch.evaluate.score import predictions, recalibrate_bn, top1
 from ofasearch.jobs import train as job
+from ofasearch.space.families import mobile_space
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import load_weights
+from ofasearch.train import loop
 from ofasearch.train.loop import TrainConfig, Trainer
 from ofasearch.train.source import MemorySource
-from ofasearch.train.strategies import DepS
+from ofasearch.train.strategies import OFA, RSS, BigNAS, CompOFA, DepS, Pass, Phase, Single, StepPlan
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=8)
 PLAIN = TrainConfig(epochs=2, batch_size=12, warmup_epochs=0, weight_decay=0.0, crop_padding=0, flip=False)
@@ -50,6 +52,19 @@ def images():
 def trainer_of(space, images, config=PLAIN, strategy=FULL_ALONE):
     source = MemorySource(images, crop_padding=config.crop_padding, flip=config.flip, device=torch.device("cpu"))
     return Trainer(Supernet(space), strategy, config, source, PREPROCESSING)
+
+
+def noted_requests(trainer):
+    """A list that fills with what the trainer asks its source for."""
+    seen, images_of = [], trainer.source.images
+
+    def noted(requests):
+        for request in requests:
+            seen.append(request)
+            yield request
+
+    trainer.source.images = lambda requests: images_of(noted(requests))
+    return seen
 
 
 def gradients(supernet, loss):
@@ -130,17 +145,7 @@ def test_reports_count_steps_and_epochs(tiny_space, images):
 def test_every_step_draws_anew(tiny_space, images):
     strategy = Recorded()
     trainer = trainer_of(tiny_space, images, replace(PLAIN, epochs=4, batch_size=3, crop_padding=1), strategy)
-    seen, images_of = [], trainer.source.images
-
-    def remember(requests):
-        def noted():
-            for request in requests:
-                seen.append(request)
-                yield request
-
-        return images_of(noted())
-
-    trainer.source.images = remember
+    seen = noted_requests(trainer)
     assert len(list(trainer.run())) == 16
     epochs = np.array([request.index for request in seen]).reshape(4, 12)
     assert (np.sort(epochs) == np.arange(12)).all()  # every image once an epoch
@@ -488,3 +493,395 @@ def test_weights_of_another_space_are_no_start(unbroken, quick, tmp_path):
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "checkpoint.pt").write_bytes(b"no checkpoint")
         finish(request(tmp_path / "y", init=tmp_path / "empty"))
+
+
+# -- what a pass learns from -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Fixed:
+    """A strategy of one phase with the same passes at every step."""
+
+    passes: tuple[Pass, ...]
+    period: str = "step"
+    needs_teacher: bool = False
+
+    def phases(self, space):
+        return (Phase(name="fixed", epochs=1),)
+
+    def plan(self, space, at, rng):
+        return StepPlan(self.passes)
+
+
+def teacher_of(space):
+    """The full network of another supernet."""
+    return Supernet(space, generator=torch.Generator().manual_seed(9)).extract(space.largest()).train()
+
+
+def taught(space, images, config=PLAIN, *, passes):
+    source = MemorySource(images, crop_padding=config.crop_padding, flip=config.flip, device=torch.device("cpu"))
+    return Trainer(Supernet(space), Fixed(passes), config, source, PREPROCESSING, teacher=teacher_of(space))
+
+
+def entropy(logits, wanted):
+    """Cross-entropy by its definition, mean over the images; all (B, classes)."""
+    return -(wanted * logits.log_softmax(1)).sum(1).mean()
+
+
+def one_hot(y):
+    return torch.eye(3)[y]
+
+
+def by_hand(part, logits, y, teacher):
+    """The loss of a pass that does not look at another pass."""
+    loss = entropy(logits, one_hot(y))
+    if part.target == "teacher":
+        return loss + part.soft * entropy(logits, teacher.softmax(1))
+    if part.target == "focal":
+        right = (teacher.argmax(1) == y).float()
+        return loss + ((part.soft + part.bonus * right) * (logits - teacher).pow(2).sum(1) / 2).mean()
+    return loss
+
+
+def same_gradients(trainer, twin, expected):
+    """Whether the trainer's gradients are these of its twin's parameters."""
+    found = dict(trainer.supernet.named_parameters())
+    assert sum(g.abs().sum() for g in expected) > 0.1
+    for (name, _), gradient in zip(twin.named_parameters(), expected, strict=True):
+        ours = found[name].grad if found[name].grad is not None else torch.zeros_like(gradient)
+        assert torch.allclose(ours, gradient, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("target", "soft", "bonus"),
+    [("labels", 1.0, 0.0), ("teacher", 1.0, 0.0), ("teacher", 0.3, 0.0), ("focal", 0.5, 0.0), ("focal", 0.0, 2.0), ("focal", 1.0, 5.0)],
+)
+def test_the_loss_of_every_target_is_its_definition(tiny_space, images, target, soft, bonus):
+    codes = tuple(map(int, tiny_space.middle()))
+    part = Pass(codes, 0.25, target, soft, bonus)
+    trainer = taught(tiny_space, images, passes=(part,))
+    report = next(trainer.run())
+
+    twin = Supernet(tiny_space).train()
+    x, y = torch.from_numpy(PREPROCESSING.apply(images.images)), torch.from_numpy(images.labels)
+    with torch.no_grad():
+        teacher = teacher_of(tiny_space)(x)
+    assert 0 < (teacher.argmax(1) == y).sum() < 12  # so that the bonus is given to some images only
+    loss = by_hand(part, twin(x, tiny_space.blueprint(np.array(codes))), y, teacher)
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-4)
+    same_gradients(trainer, twin, [0.25 * g for g in gradients(twin, loss)])
+
+
+def test_passes_of_all_targets_add_up_in_one_step(tiny_space, images):
+    rows = [tuple(map(int, row)) for row in (tiny_space.largest(), *tiny_space.sample(3, np.random.default_rng(2)))]
+    first, soft, frozen, focal = (
+        Pass(rows[0], 1.0, "labels"),
+        Pass(rows[1], 0.5, "full"),
+        Pass(rows[2], 0.7, "teacher", 0.4),
+        Pass(rows[3], 0.2, "focal", 0.5, 1.0),
+    )
+    trainer = taught(tiny_space, images, passes=(first, soft, frozen, focal))
+    next(trainer.run())
+    twin = Supernet(tiny_space).train()
+    x, y = torch.from_numpy(PREPROCESSING.apply(images.images)), torch.from_numpy(images.labels)
+    with torch.no_grad():
+        teacher = teacher_of(tiny_space)(x)
+    logits = [twin(x, tiny_space.blueprint(np.array(row))) for row in rows]
+    total = by_hand(first, logits[0], y, teacher) + 0.5 * entropy(logits[1], logits[0].detach().softmax(1))
+    total = total + 0.7 * by_hand(frozen, logits[2], y, teacher) + 0.2 * by_hand(focal, logits[3], y, teacher)
+    same_gradients(trainer, twin, gradients(twin, total))
+
+
+def test_two_micro_batches_are_the_mean_of_two_half_batches(tiny_space, images):
+    rows = [tuple(map(int, row)) for row in (tiny_space.largest(), tiny_space.smallest())]
+    passes = (Pass(rows[0]), Pass(rows[1], 0.5, "full"))
+    trainer = taught(tiny_space, images, replace(PLAIN, accumulate=2), passes=passes)
+    seen = noted_requests(trainer)
+    report = next(trainer.run())
+
+    twin, losses = Supernet(tiny_space).train(), []
+    x, y = torch.from_numpy(PREPROCESSING.apply(images.images)), torch.from_numpy(images.labels)
+    expected = [torch.zeros_like(p) for p in twin.parameters()]
+    assert sorted(n for request in seen[:2] for n in request.index) == list(range(12))
+    for half in (request.index for request in seen[:2]):
+        full, small = (twin(x[half], tiny_space.blueprint(np.array(row))) for row in rows)  # batch norm sees the half alone
+        losses.append(entropy(full, one_hot(y[half])))
+        total = losses[-1] + 0.5 * entropy(small, full.detach().softmax(1))
+        expected = [e + g / 2 for e, g in zip(expected, gradients(twin, total), strict=True)]
+    assert report.loss == pytest.approx(float(sum(losses).detach()) / 2, rel=1e-5)
+    assert report.images == 12
+    same_gradients(trainer, twin, expected)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(12, 5), (4, 3), (3, 3)])
+def test_a_batch_that_cannot_be_cut_evenly_is_refused(tiny_space, images, batch, accumulate):
+    with pytest.raises(UsageError, match=f"a batch must be a multiple of processes .* but {batch} images are cut into {accumulate} parts"):
+        trainer_of(tiny_space, images, replace(PLAIN, batch_size=batch, accumulate=accumulate))
+
+
+# -- phases ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three_widths(tiny_design):
+    """The tiny space with a second width to open."""
+    return mobile_space(replace(tiny_design, name="tiny3", expands=(2, 3, 4)))
+
+
+PHASED = replace(PLAIN, epochs=24, batch_size=6, lr=0.02)  # 48 steps
+
+
+def steps_of(trainer, phase):
+    """The first step of a phase, and the one after its last."""
+    return next((s.start, s.end) for s in trainer.schedule.stretches if s.phase.name == phase)
+
+
+def run_to(trainer, run, step):
+    while trainer.step < step:
+        next(run)
+
+
+def test_a_report_names_the_phase_of_its_step(three_widths, images):
+    trainer = trainer_of(three_widths, images, PHASED, OFA())
+    reports = list(trainer.run())
+    assert [r.step for r in reports] == list(range(1, 49))
+    assert list(dict.fromkeys(r.phase for r in reports)) == ["teacher", "kernel", "depth 1", "width 1", "width 2"]
+    for stretch in trainer.schedule.stretches:
+        assert {(r.phase, r.passes) for r in reports[stretch.start : stretch.end]} == {(stretch.phase.name, stretch.phase.subnets)}
+    assert all(r.lr == trainer.lr_at(n) for n, r in enumerate(reports))
+
+
+@pytest.mark.parametrize("strategy", [OFA(), CompOFA()], ids=["ofa", "compofa"])
+def test_the_teacher_is_the_full_network_at_the_end_of_its_phase_and_stays_so(three_widths, images, strategy):
+    trainer = trainer_of(three_widths, images, PHASED, strategy)
+    run, (_, end) = trainer.run(), steps_of(trainer, "teacher")
+    x = torch.from_numpy(PREPROCESSING.apply(images.images))
+    run_to(trainer, run, end)
+    assert trainer.teacher is None
+    with torch.no_grad():
+        expected = trainer.supernet.train()(x, three_widths.blueprint(three_widths.largest()))
+    weights = {key: t.clone() for key, t in trainer.supernet.tensors().items()}
+    next(run)
+    with torch.no_grad():
+        assert torch.equal(trainer.teacher(x), expected)
+    assert all(torch.equal(p, weights[key]) for key, p in trainer.teacher.named_parameters())
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    list(run)
+    with torch.no_grad():
+        assert torch.equal(trainer.teacher(x), expected)
+        assert not torch.allclose(trainer.supernet(x, three_widths.blueprint(three_widths.largest())), expected, atol=1e-3)
+
+
+def test_channels_are_sorted_before_each_width_phase_and_the_full_network_stays_the_same(three_widths, images, monkeypatch):
+    sorting, calls = loop.sort_channels, []
+
+    def noted(arrays, space, *, kept):
+        found = sorting(arrays, space, kept=kept)
+        calls.append((trainer.step, kept, arrays, found))
+        return found
+
+    monkeypatch.setattr(loop, "sort_channels", noted)
+    trainer = trainer_of(three_widths, images, replace(PHASED, lr=0.5), OFA())  # fast enough to change the order once more
+    list(trainer.run())
+    assert [(step, kept) for step, kept, _, _ in calls] == [(steps_of(trainer, "width 1")[0], None), (steps_of(trainer, "width 2")[0], 3)]
+    x = torch.from_numpy(PREPROCESSING.apply(images.images))
+    for _, kept, before, after in calls:
+        assert any(not np.array_equal(array, after[key]) for key, array in before.items())
+        old, new = (Supernet.from_arrays(three_widths, arrays).train() for arrays in (before, after))
+        full, middle = three_widths.largest(), three_widths.middle()  # the middle has expand ratio 3
+        with torch.no_grad():
+            drift = [float((old(x, b) - new(x, b)).abs().max()) for b in map(three_widths.blueprint, (full, middle))]
+        assert drift[0] < 1e-5
+        assert drift[1] < 1e-5 if kept == 3 else drift[1] > 1e-4
+
+
+def test_each_phase_begins_with_a_new_optimiser_state(three_widths, images):
+    trainer = trainer_of(three_widths, images, PHASED, OFA())
+    run, starts = trainer.run(), [s.start for s in trainer.schedule.stretches]
+    for step in range(trainer.steps):
+        next(run)
+        state = trainer._optimizer.state
+        new = all(torch.equal(state[p]["momentum_buffer"], p.grad) for p in trainer.supernet.parameters() if p.grad is not None)
+        assert new is (step in starts)  # the first momentum is the gradient
+        if new:
+            assert set(state) == {p for p in trainer.supernet.parameters() if p.grad is not None}
+
+
+def test_a_given_teacher_takes_the_place_of_the_first_phase(three_widths, images):
+    source = MemorySource(images, crop_padding=0, flip=False, device=torch.device("cpu"))
+    teacher = teacher_of(three_widths)
+    weights = [p.clone() for p in teacher.parameters()]
+    trainer = Trainer(Supernet(three_widths), OFA(), PHASED, source, PREPROCESSING, teacher=teacher)
+    assert [s.phase.name for s in trainer.schedule.stretches] == ["kernel", "depth 1", "width 1", "width 2"]
+    assert trainer.steps == 48
+    list(trainer.run())
+    assert trainer.teacher is teacher
+    assert all(torch.equal(a, b) for a, b in zip(weights, teacher.parameters(), strict=True))
+    assert "teacher" not in trainer.state()  # it is given again
+
+
+def test_focal_distillation_without_a_reference_is_refused(tiny_space, images):
+    with pytest.raises(UsageError, match="distillation from a reference needs a network to distil from: give it as --teacher"):
+        trainer_of(tiny_space, images, PLAIN, Single(focal=1.0))
+
+
+# -- draws -----------------------------------------------------------------------------------------------------
+
+
+def codes_of(strategy):
+    return [plan.passes[0].codes for plan in strategy.plans]
+
+
+@pytest.mark.parametrize(("every", "networks_per_epoch"), [("epoch", 1), ("batch", 4)])
+def test_a_random_subnet_holds_for_its_period(tiny_space, images, every, networks_per_epoch):
+    inner = RSS(every=every)
+    strategy = Recorded(inner, period=inner.period)
+    list(trainer_of(tiny_space, images, replace(PLAIN, epochs=8, batch_size=3), strategy).run())
+    epochs = [codes_of(strategy)[start : start + 4] for start in range(0, 32, 4)]
+    assert all(len(set(epoch)) <= networks_per_epoch for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 8  # of 1,600 networks
+    assert (every == "epoch") == all(len(set(epoch)) == 1 for epoch in epochs)
+
+
+def masks_of(trainer, strategy):
+    """The masks of all passes of a run, and whether the pass was regularised."""
+    found, forward = [], trainer.supernet.forward
+
+    def noted(x, blueprint, mask=None):
+        found.append(mask)
+        return forward(x, blueprint, mask)
+
+    trainer.supernet.forward = noted
+    list(trainer.run())
+    trainer.supernet.forward = forward
+    return [(mask, part.regularised) for mask, part in zip(found, [p for plan in strategy.plans for p in plan.passes], strict=True)]
+
+
+@pytest.mark.parametrize(("inner", "regularised"), [(BigNAS(), 6), (WITH_OTHERS, 6), (RSS(subnets=2), 12)], ids=["bignas", "deps", "rss"])
+def test_dropout_is_in_regularised_passes_alone_and_keeps_the_mean(tiny_space, images, inner, regularised):
+    config = replace(PLAIN, epochs=6, dropout=0.25)
+    strategy = Recorded(inner)
+    masks = masks_of(trainer_of(tiny_space, images, config, strategy), strategy)
+    assert all((mask is not None) is wanted for mask, wanted in masks)
+    drawn = [mask for mask, _ in masks if mask is not None]
+    assert len(drawn) == regularised
+    for mask in drawn:
+        assert mask.shape == (12, 24)
+        assert mask.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert 0.9 < torch.cat(drawn).mean() < 1.1
+    assert len({tuple(mask.flatten().tolist()) for mask in drawn}) == regularised  # no two are the same
+    plain = Recorded(inner)
+    assert all(mask is None for mask, _ in masks_of(trainer_of(tiny_space, images, replace(config, dropout=0.0), plain), plain))
+
+
+def test_dropout_multiplies_the_input_of_the_classifier(tiny_space, images):
+    trainer = taught(tiny_space, images, replace(PLAIN, dropout=0.5), passes=(Pass(tuple(map(int, tiny_space.largest()))),))
+    seen = noted_requests(trainer)
+    report = next(trainer.run())
+    twin, order = Supernet(tiny_space).train(), seen[0].index
+    *body, last = tiny_space.blueprint(tiny_space.largest())
+    mask = trainer._mask(Pass(tuple(map(int, tiny_space.largest()))), (0, 0), 0)
+    with torch.no_grad():
+        features = twin(torch.from_numpy(PREPROCESSING.apply(images.images[order])), tuple(body)).flatten(1)
+        linear = {key: t for key, t in twin.tensors().items() if key.startswith(last.slot)}
+        logits = features * mask @ linear[f"{last.slot}.linear.weight"].T + linear[f"{last.slot}.linear.bias"]
+        assert report.loss == pytest.approx(float(entropy(logits, one_hot(torch.from_numpy(images.labels[order])))), rel=1e-4)
+
+
+class Painted:
+    """A source that paints images of any size."""
+
+    def __init__(self, n=12):
+        self.labels, self.seen = np.arange(n) % 3, []
+
+    def __len__(self):
+        return len(self.labels)
+
+    def images(self, requests):
+        for request in requests:
+            self.seen.append(request)
+            shape = (len(request.index), request.resolution, request.resolution, 3)
+            yield torch.from_numpy(np.random.default_rng(request.key).integers(0, 256, shape, dtype=np.uint8))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("inner", [BigNAS(), RSS(), OFA()], ids=["bignas", "rss", "ofa"])
+def test_each_step_has_a_resolution_of_the_space_for_all_its_networks(tiny_space, inner):
+    space = tiny_space.with_resolutions([8, 12, 16])
+    strategy, source = Recorded(inner, period=inner.period), Painted()
+    config = replace(PLAIN, epochs=10, batch_size=4, accumulate=2, dropout=0.1)
+    list(Trainer(Supernet(space), strategy, config, source, PREPROCESSING).run())
+    sizes = [request.resolution for request in source.seen[::2]]
+    assert sizes == [request.resolution for request in source.seen[1::2]]  # both micro-batches of a step
+    assert [{p.codes[0] for p in plan.passes} for plan in strategy.plans] == [{space.resolutions.index(size) + 1} for size in sizes]
+    counts = np.bincount(sizes)[[8, 12, 16]]
+    assert counts.sum() == 30
+    assert counts.min() > 4
+
+    source = Painted()
+    run = Trainer(Supernet(space), inner, replace(config, elastic_resolution=False), source, PREPROCESSING).run()
+    for _ in range(4):
+        next(run)
+    assert {request.resolution for request in source.seen} == {16}
+
+
+# -- precision, optimisers -------------------------------------------------------------------------------------
+
+
+def test_bfloat16_stays_near_float32(tiny_space, images):
+    config = replace(PLAIN, epochs=5, batch_size=12, lr=0.02, dropout=0.1)
+    runs = [trainer_of(tiny_space, images, replace(config, precision=precision), WITH_OTHERS) for precision in ("fp32", "bf16")]
+    exact, rough = ([r.loss for r in trainer.run()] for trainer in runs)
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=0.05)
+    assert all(t.dtype == torch.float32 for t in runs[1].supernet.tensors().values())
+
+
+@pytest.mark.parametrize(("setting", "name"), [({"precision": "fp16"}, "--precision fp16"), ({"sync_bn": True}, "--sync-bn")])
+def test_what_needs_a_gpu_is_refused_on_the_cpu(tiny_space, images, setting, name):
+    with pytest.raises(UsageError, match=f"{name} needs a CUDA device, but this run is on cpu; leave it out"):
+        trainer_of(tiny_space, images, replace(PLAIN, **setting))
+
+
+RMSPROP = replace(PLAIN, optimizer="rmsprop", lr=0.01)
+
+
+def test_rmsprop_is_its_definition_and_decays_weights_alone(tiny_space, images):
+    decay = 0.5
+    trainer = trainer_of(tiny_space, images, replace(RMSPROP, weight_decay=decay))
+    before = {key: p.detach().clone() for key, p in trainer.supernet.full.named_parameters()}
+    next(trainer.run())
+    spared = 0
+    for key, parameter in trainer.supernet.full.named_parameters():
+        if parameter.grad is None:
+            assert torch.equal(parameter, before[key])
+            continue
+        norm_or_bias = "bn." in key or key.endswith("bias")
+        spared += norm_or_bias
+        gradient = parameter.grad + (0 if norm_or_bias else decay) * before[key]
+        expected = before[key] - 0.01 * gradient / ((0.1 * gradient**2).sqrt() + 1e-3)
+        assert torch.allclose(parameter, expected, rtol=1e-4, atol=1e-6), key
+    assert spared > 8
+
+
+def test_an_rmsprop_run_is_restored_to_the_bit(tiny_space, images, one_thread, tmp_path):
+    config = replace(RMSPROP, epochs=3, batch_size=5, crop_padding=2, flip=True, weight_decay=1e-3, dropout=0.1, schedule="exponential")
+    unbroken, broken, fresh = (trainer_of(tiny_space, images, config, BigNAS()) for _ in range(3))
+    expected = list(unbroken.run())
+    run = broken.run()
+    before = [next(run) for _ in range(3)]
+    torch.save(broken.state(), tmp_path / "state.pt")
+    fresh.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert before + list(fresh.run()) == expected
+    assert all(torch.equal(t, fresh.supernet.tensors()[k]) for k, t in unbroken.supernet.tensors().items())
+
+
+def test_the_state_of_one_optimiser_is_none_of_another(tiny_space, images):
+    trainers = [trainer_of(tiny_space, images, config) for config in (replace(PLAIN, lr=0.01), RMSPROP)]
+    for trainer in trainers:
+        next(trainer.run())
+    for here, there in (trainers, trainers[::-1]):
+        with pytest.raises(TrainingError, match="the checkpoint must come from the same run, but it does not fit"):
+            here.restore(there.state())
