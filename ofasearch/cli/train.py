@@ -96,7 +96,7 @@ def train(as_json: bool, quiet: bool, **given: Any) -> None:
 
 def _request(given: dict[str, Any]) -> TrainRequest:
     """The request that the options describe; what belongs to the method is its own unless said."""
-    from ofasearch.jobs.train import WORKERS, TrainRequest
+    from ofasearch.jobs.train_setup import WORKERS, TrainRequest
     from ofasearch.train.loop import TrainConfig
     from ofasearch.train.strategies import STRATEGIES
 
@@ -158,7 +158,7 @@ def _epochs(given: dict[str, Any], options: dict[str, Any]) -> int:
         raise UsageError("exactly one of --epochs and --length must be given, e.g. --epochs 30 or --length 5%")
     if given["epochs"] is not None:
         return int(given["epochs"])
-    from ofasearch.jobs.train import make_strategy
+    from ofasearch.jobs.train_setup import make_strategy
     from ofasearch.space.families import get_space
 
     try:
@@ -236,7 +236,7 @@ def _report(result: TrainResult) -> str:
 
 def _print_plan(given: dict[str, Any], as_json: bool) -> None:
     """The phases of a run that the options describe."""
-    from ofasearch.jobs.train import describe_plan
+    from ofasearch.jobs.train_setup import describe_plan
     from ofasearch.space.families import get_space
 
     if given["space"] is None:
