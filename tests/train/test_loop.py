@@ -12,6 +12,7 @@ from ofasearch.data import DataSet, ImageSet, Preprocessing, load_data
 from ofasearch.errors import MismatchError, NotFoundError, TrainingError, UsageError
 from ofasearch.evaluate.score import predictions, recalibrate_bn, top1
 from ofasearch.jobs import train as job
+from ofasearch.jobs import train_setup
 from ofasearch.space.families import mobile_space
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import load_weights
@@ -260,7 +261,7 @@ def few_digits():
 @pytest.fixture
 def quick(few_digits, monkeypatch, one_thread):
     """Runs on 32 digits that save after every step."""
-    monkeypatch.setattr(job, "load_data", lambda source: few_digits)
+    monkeypatch.setattr(train_setup, "load_data", lambda source: few_digits)
     monkeypatch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
     return monkeypatch
 
@@ -288,7 +289,7 @@ def unbroken(few_digits, tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "unbroken"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_data", lambda source: few_digits)
+        patch.setattr(train_setup, "load_data", lambda source: few_digits)
         *progress, result = job.train(request(out))
     torch.set_num_threads(threads)
     return out, progress, result
