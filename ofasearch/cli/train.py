@@ -51,7 +51,11 @@ NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 @click.option("--sync-bn", is_flag=True, help="Batch statistics over all processes (CUDA).")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode photographs.  [one per core]")
 @click.option("--skip-unreadable", is_flag=True, help="Leave unreadable photographs out instead of stopping.")
-@click.option("--init", type=click.Path(path_type=Path), help="Start from a supernet, or unfinished run, of this space or a part of it.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Start from a supernet (file, run folder or shipped name) of this space or a part of it.",
+)
 @click.option("--teacher", help="A trained network to distil from, instead of training one: a supernet, or (single) a subnet.pt.")
 @click.option(
     "--evaluate-every",

@@ -42,7 +42,7 @@ class TrainRequest:
     options: dict[str, Any] = field(default_factory=dict)  # of the strategy, e.g. {"subnets": 4}
     config: TrainConfig
     resolutions: tuple[int, ...] | None = None  # fewer of the space's
-    init: Path | None = None  # a supernet whose weights to start from
+    init: Path | None = None  # a supernet (a file, a run's folder, a shipped one's name) whose weights to start from
     teacher: str | None = None  # a network to distil from: a supernet's largest, or a subnet.pt
     resume: bool = False
     evaluate_every: int = 4  # epochs; 0 for the end only
@@ -249,7 +249,8 @@ def _load_start(supernet: Supernet, path: Path) -> dict[str, Any]:
             raise MismatchError(f"--init must be a run of {supernet.space.name} or of a part of it, but {path} is not: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(f"{path / NEWEST} must hold weights and a step, but does not: {error}") from error
-    weights = load_weights(path / WEIGHTS if path.is_dir() else path)
+    shipped = str(path) in zoo.supernet_names() and not path.exists()
+    weights = zoo.load_supernet(str(path)).weights if shipped else load_weights(path / WEIGHTS if path.is_dir() else path)
     try:
         if weights.space.classes != supernet.space.classes:
             raise MismatchError(f"it has {weights.space.classes} classes")
