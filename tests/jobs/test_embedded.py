@@ -1,5 +1,8 @@
 """The supernet that comes with the package keeps what its card says."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -47,3 +50,13 @@ def test_live_evaluation_agrees_with_what_is_shipped(shared_data, tmp_path):
     live = ofasearch.find(macs=8e6, data=data, out=tmp_path / "live")
     assert (shipped["arch_id"], shipped["measured"]["source"], live["measured"]["source"]) == (live["arch_id"], "shipped", "live")
     assert abs(shipped["measured"]["top1"] - live["measured"]["top1"]) < 0.003
+
+
+def test_the_whole_space_keeps_what_its_card_says(shared_data):
+    card = (Path(zoo.supernet_folder("cifar10-ofa")) / "README.md").read_text(encoding="utf-8")
+    promised = {row[0]: (row[1], float(row[2])) for row in re.findall(r"\| (\w+) \| `([^`]+)` \| [\d.]+ % \| ([\d.]+) % \|", card)}
+    space = zoo.load_supernet("cifar10-ofa").weights.space
+    assert {name: str(space.arch(codes)) for name, codes in landmarks(space).items()} == {name: arch for name, (arch, _) in promised.items()}
+    arch, percent = promised["smallest"]
+    live = ofasearch.evaluate_subnet(arch, supernet="cifar10-ofa", data=str(shared_data / "cifar10"), split="test")
+    assert abs(100 * live["top1"] - percent) < 0.3
