@@ -107,6 +107,7 @@ def join() -> Iterator[Ranks]:
         yield ranks
         return
     import torch
+    import torch._dynamo  # optimisers do; before there is a group, for what it imports keeps one alive, and a thread that aborts at exit
     import torch.distributed as dist
 
     on_gpu = torch.cuda.is_available()
