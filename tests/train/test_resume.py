@@ -257,8 +257,8 @@ def test_a_checkpoint_that_was_not_finished_is_forgotten(tmp_path, unbroken):
 
 def test_the_command_killed_without_warning_ends_in_the_same_weights(tmp_path):
     """Epochs of 2 steps; the kill comes when the checkpoint of the first or a later one is there."""
-    recipe = ["--space", "compofa-mbv3-cifar-w0.1", "--data", "digits", "--strategy", "ofa", "--option", "width_subnets=2", "--epochs", "8"]
-    recipe += ["--batch-size", "512", "--evaluate-every", "0", "--warmup-epochs", "0.5", "--quiet", "--json"]
+    recipe = ["--space", "compofa-mbv3-cifar-w0.1", "--data", "digits", "--strategy", "compofa", "--subnets", "2"]
+    recipe += ["--epochs", "4", "--batch-size", "512", "--evaluate-every", "0", "--warmup-epochs", "0.5", "--quiet", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(job.__file__).parents[2])}
 
     def start(out, *more):
