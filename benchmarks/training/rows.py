@@ -30,7 +30,8 @@ from torch import Tensor
 from ofasearch.data import DataSet, ImageSet, Preprocessing, channel_statistics, load_data
 from ofasearch.evaluate.score import predictions, recalibrate_bn, top1
 from ofasearch.jobs.run_folder import RunFolder
-from ofasearch.jobs.train import landmarks, make_strategy
+from ofasearch.jobs.train import landmarks
+from ofasearch.jobs.train_setup import make_strategy
 from ofasearch.records import provenance, read_json, write_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.costs import macs_of

@@ -17,7 +17,7 @@ from ofasearch.data import DataSet, Preprocessing
 from ofasearch.errors import TrainingError
 from ofasearch.evaluate.score import calibration_batches, predictions, recalibrate_bn, top1
 from ofasearch.jobs.run_folder import WEIGHTS, RunFolder, load_checkpoint
-from ofasearch.jobs.train_setup import Prepared, TrainRequest, describe_plan, given_teacher, initialise, make_strategy, open_source, prepare
+from ofasearch.jobs.train_setup import Prepared, TrainRequest, given_teacher, initialise, open_source, prepare
 from ofasearch.ranks import Ranks, join
 from ofasearch.records import provenance
 from ofasearch.space.core import Codes, Space
@@ -258,10 +258,8 @@ __all__ = [
     "TrainProgress",
     "TrainRequest",
     "TrainResult",
-    "describe_plan",
     "landmarks",
     "load_checkpoint",
-    "make_strategy",
     "score_landmarks",
     "train",
 ]

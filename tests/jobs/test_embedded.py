@@ -56,7 +56,9 @@ def test_the_whole_space_keeps_what_its_card_says(shared_data):
     card = (Path(zoo.supernet_folder("cifar10-ofa")) / "README.md").read_text(encoding="utf-8")
     promised = {row[0]: (row[1], float(row[2])) for row in re.findall(r"\| (\w+) \| `([^`]+)` \| [\d.]+ % \| ([\d.]+) % \|", card)}
     space = zoo.load_supernet("cifar10-ofa").weights.space
-    assert {name: str(space.arch(codes)) for name, codes in landmarks(space).items()} == {name: arch for name, (arch, _) in promised.items()}
+    assert {name: str(space.arch(codes)) for name, codes in landmarks(space).items()} == {
+        name: arch for name, (arch, _) in promised.items()
+    }
     arch, percent = promised["smallest"]
     live = ofasearch.evaluate_subnet(arch, supernet="cifar10-ofa", data=str(shared_data / "cifar10"), split="test")
     assert abs(100 * live["top1"] - percent) < 0.3

@@ -16,7 +16,7 @@ import torch
 
 from ofasearch.data import DataSet, ImageSet
 from ofasearch.errors import TrainingError
-from ofasearch.jobs import run_folder
+from ofasearch.jobs import run_folder, train_setup
 from ofasearch.jobs import train as job
 from ofasearch.space.families import DESIGNS
 from ofasearch.supernet.supernet import Supernet
@@ -51,7 +51,7 @@ def few():
 def quick(few, tiny_design, monkeypatch, one_thread):
     """Runs on 8x8 images that save after every step and need not survive a power cut."""
     monkeypatch.setitem(DESIGNS, "tiny", tiny_design)
-    monkeypatch.setattr(job, "load_data", lambda source: few)
+    monkeypatch.setattr(train_setup, "load_data", lambda source: few)
     monkeypatch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     return monkeypatch
@@ -96,7 +96,7 @@ def finish(wanted):
 def edges(method, teacher, tmp_path):
     """First steps of the phases of a run."""
     wanted = request(tmp_path, method, teacher)
-    phases = job.describe_plan(wanted.strategy, wanted.options, job.get_space("tiny"), taught=method in TAUGHT)["phases"]
+    phases = train_setup.describe_plan(wanted.strategy, wanted.options, train_setup.get_space("tiny"), taught=method in TAUGHT)["phases"]
     ends = np.cumsum([phase["paper_epochs"] for phase in phases])
     return [round(CONFIG.epochs * EPOCH * end / ends[-1]) for end in (0, *ends)]
 
@@ -156,7 +156,7 @@ def unbroken(few, tiny_design, tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DESIGNS, "tiny", tiny_design)
-        patch.setattr(job, "load_data", lambda source: few)
+        patch.setattr(train_setup, "load_data", lambda source: few)
         _, result = finish(request(tmp_path_factory.mktemp("runs") / "unbroken"))
     torch.set_num_threads(threads)
     return result.digest

@@ -10,6 +10,7 @@ import torch
 from ofasearch.data import DataSet, ImageSet, Preprocessing
 from ofasearch.errors import FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.jobs import train as job
+from ofasearch.jobs import train_setup
 from ofasearch.jobs.deliver import calibrated_subnet, save_subnet
 from ofasearch.space.families import DESIGNS, get_space
 from ofasearch.supernet.supernet import Supernet
@@ -127,7 +128,7 @@ def quick(few, tiny_design, monkeypatch, one_thread):
         "other": replace(tiny_design, name="other", c_feature=32),
     }.items():
         monkeypatch.setitem(DESIGNS, name, design)
-    monkeypatch.setattr(job, "load_data", lambda source: few)
+    monkeypatch.setattr(train_setup, "load_data", lambda source: few)
     monkeypatch.setattr(job, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     return monkeypatch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ofasearch.errors import ArchError, InfeasibleError, UsageError
-from ofasearch.jobs.train import describe_plan, make_strategy
+from ofasearch.jobs.train_setup import describe_plan, make_strategy
 from ofasearch.space.families import MobileDesign, Stage, get_space, mobile_space
 from ofasearch.train.schedule import lay_out
 from ofasearch.train.strategies import OFA, RSS, SELECTIONS, STRATEGIES, BigNAS, CompOFA, DepS, Position, Single
