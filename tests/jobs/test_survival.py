@@ -342,7 +342,7 @@ def test_a_search_says_that_the_disk_is_full(small_disk, says_full, capsys, room
     assert {name for name in after if after[name] != before[name]} <= ({*after} - {*large} if room else set())
 
 
-@pytest.mark.parametrize(("room", "file"), [(0, "log.jsonl"), (64 << 10, "checkpoint.pt")])
+@pytest.mark.parametrize(("room", "file"), [(0, "log.jsonl"), (64 << 10, "checkpoint.new.pt")])
 def test_a_training_says_that_the_disk_is_full_and_keeps_its_checkpoint(small_disk, says_full, monkeypatch, room, file):
     monkeypatch.setattr(training, "load_data", lambda source, load=load_data: few(load(source)))
     out = small_disk(64 << 20)
