@@ -114,7 +114,7 @@ def join() -> Iterator[Ranks]:
     if on_gpu:
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
     with _others_alive():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)  # --device cpu on a GPU machine too
     try:
         yield ranks
     finally:

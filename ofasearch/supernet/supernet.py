@@ -7,12 +7,44 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ofasearch.errors import MismatchError
 from ofasearch.space.core import Blueprint, Codes, LayerSpec, Space
 from ofasearch.supernet.elastic import Network, build_layer, channels_last, initialise, norms
 from ofasearch.supernet.weights import Array, matrix_shapes, slice_layer, slice_network
+
+
+class _Skeleton:
+    """A layer's module without weights of its own: it lends its forward to any."""
+
+    def __init__(self, spec: LayerSpec, sync_bn: bool):
+        with torch.device("meta"):
+            module = build_layer(spec)
+        for norm in norms(module).values():
+            norm.momentum = 0.0  # training must not write statistics of one network over another's
+            norm.num_batches_tracked = None
+        if sync_bn:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        self._module = module
+        self._places = {
+            f"{path}.{name}": (members, name)
+            for path, part in module.named_modules()
+            for members in (part._parameters, part._buffers)
+            for name in members
+        }
+
+    def __call__(self, x: Tensor, weights: Mapping[str, Tensor], training: bool) -> Tensor:
+        """The layer's output with these weights, which are gone from it afterwards."""
+        if self._module.training != training:
+            self._module.train(training)
+        places = [(*self._places[key], tensor) for key, tensor in weights.items()]
+        for members, name, tensor in places:
+            members[name] = tensor
+        try:
+            return self._module(x)  # type: ignore[no-any-return]
+        finally:
+            for members, name, _ in places:
+                members[name] = None
 
 
 class Supernet(nn.Module):
@@ -31,7 +63,7 @@ class Supernet(nn.Module):
         if kernel_transform:
             self._add_transforms()
         self.sync_bn = False  # in training, batch statistics over all processes (CUDA only)
-        self._skeletons: dict[tuple[object, ...], nn.Module] = {}
+        self._skeletons: dict[tuple[object, ...], _Skeleton] = {}
 
     def _add_transforms(self) -> None:
         """Identity-initialised matrices between the kernel sizes of every slot that has a choice (OFA, Appendix B)."""
@@ -59,22 +91,10 @@ class Supernet(nn.Module):
 
     def run_layer(self, x: Tensor, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> Tensor:
         """One layer of `forward`, on weights from `tensors()`."""
-        skeleton = self._skeleton(spec)
-        return functional_call(skeleton, slice_layer(tensors, spec), (x,))  # type: ignore[no-any-return]
-
-    def _skeleton(self, spec: LayerSpec) -> nn.Module:
-        """The layer's module without weights of its own; it lends its forward."""
         key = (spec.shape, spec.eps, self.sync_bn)
         if key not in self._skeletons:
-            with torch.device("meta"):
-                skeleton = build_layer(spec)
-            for norm in norms(skeleton).values():
-                norm.momentum = 0.0  # training must not write statistics of one network over another's
-                norm.num_batches_tracked = None
-            if self.sync_bn:
-                skeleton = nn.SyncBatchNorm.convert_sync_batchnorm(skeleton)  # type: ignore[no-untyped-call]
-            self._skeletons[key] = skeleton
-        return self._skeletons[key].train(self.training)
+            self._skeletons[key] = _Skeleton(spec, self.sync_bn)
+        return self._skeletons[key](x, slice_layer(tensors, spec), self.training)
 
     def extract(self, codes: Codes) -> Network:
         """The network of one row of codes (g,) as an ordinary module: the same numbers, no shared memory.

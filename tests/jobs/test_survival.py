@@ -17,7 +17,7 @@ from PIL import Image
 
 from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
-from ofasearch.jobs import latency, members
+from ofasearch.jobs import latency, members, train_setup
 from ofasearch.jobs import train as training
 from ofasearch.jobs.latency import Memory
 from ofasearch.latency.measure import fingerprint
@@ -182,7 +182,7 @@ def request(out):
 
 
 def test_what_a_kill_left_of_a_file_goes_when_a_run_is_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "load_data", lambda source, load=load_data: few(load(source)))
+    monkeypatch.setattr(train_setup, "load_data", lambda source, load=load_data: few(load(source)))
     for name in ("checkpoint.pt", "log.jsonl", "run.json", "supernet.safetensors"):
         (tmp_path / f".{name}.k1lled__").write_bytes(b"half a")
     begun = training.train(request(tmp_path))
@@ -344,7 +344,7 @@ def test_a_search_says_that_the_disk_is_full(small_disk, says_full, capsys, room
 
 @pytest.mark.parametrize(("room", "file"), [(0, "log.jsonl"), (64 << 10, "checkpoint.new.pt")])
 def test_a_training_says_that_the_disk_is_full_and_keeps_its_checkpoint(small_disk, says_full, monkeypatch, room, file):
-    monkeypatch.setattr(training, "load_data", lambda source, load=load_data: few(load(source)))
+    monkeypatch.setattr(train_setup, "load_data", lambda source, load=load_data: few(load(source)))
     out = small_disk(64 << 20)
     begun = training.train(request(out))
     for _ in range(5):
