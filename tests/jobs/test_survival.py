@@ -62,12 +62,12 @@ import time
 import numpy as np
 from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
-from ofasearch.jobs import train
+from ofasearch.jobs import train_setup
 from ofasearch.train.loop import Trainer
 
 full, steps = load_data("digits"), Trainer.run
 few = DataSet("digits", full.class_names, {{name: full[name].take(np.arange(n)) for name, n in {SIZES}.items()}})
-train.load_data = lambda source: few
+train_setup.load_data = lambda source: few
 
 def told(trainer):
     for report in steps(trainer):

@@ -255,6 +255,7 @@ def test_a_checkpoint_that_was_not_finished_is_forgotten(tmp_path, unbroken):
 # -- kill -9 ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_survival kills the command three times in every run
 def test_the_command_killed_without_warning_ends_in_the_same_weights(tmp_path):
     """Epochs of 2 steps; the kill comes when the checkpoint of the first or a later one is there."""
     recipe = ["--space", "compofa-mbv3-cifar-w0.1", "--data", "digits", "--strategy", "compofa", "--subnets", "2"]
