@@ -109,7 +109,7 @@ def test_a_measured_table_outranks_an_estimate_of_its_name(rooms):
     estimate = zoo.get_table("rtx2080", SPACE)
     rows = {key: Row(2 * row.ms, 3 * row.ms, 50) for key, row in estimate.rows.items()}
     key = TableKey(device="rtx2080", runtime="tensorrt")
-    save_table(rooms / "latency_tables" / "rtx2080.csv", LatencyTable("rtx2080", key, "measured", rows))
+    save_table(rooms / "latency_tables" / "rtx2080.csv", LatencyTable("rtx2080", key, rows))
     found = zoo.get_table("rtx2080", SPACE)
     assert (found.source, found.key) == ("measured", key)
     codes = SPACE.largest()[None]

@@ -121,7 +121,7 @@ def cpu_table(space: Space, *, batch: int = 1, threads: int = 1) -> Iterator[Lat
         done += len(names)
         yield progress(names[-1])
     rows = {(ANY, layers[name].shape): Row(**known_layers[name]) for name in layers}
-    raw = LatencyTable("cpu", key, "measured", rows)
+    raw = LatencyTable("cpu", key, rows)
     table = _corrected(raw, nets, {name: known_nets[name]["ms"] for name in nets})
     yield table.corrected(table.correction, not_remembered=memory.failure) if memory.failure else table
 

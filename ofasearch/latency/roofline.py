@@ -53,6 +53,6 @@ def estimate_ms(spec: LayerSpec, device: Device, batch: int) -> float:
 def estimated_table(space: Space, device: Device, *, batch: int = 1) -> LatencyTable:
     """A table of estimates for every layer the space can contain."""
     key = TableKey(device=device.name, runtime="roofline estimate", precision="fp32", batch=batch)
-    rows = {(ANY, spec.shape): Row(ms, ms, 0) for spec in space.layers() for ms in [estimate_ms(spec, device, batch)]}
+    rows = {(ANY, spec.shape): Row(ms, ms, 0, "estimated") for spec in space.layers() for ms in [estimate_ms(spec, device, batch)]}
     card = {"peak_tflops": device.peak_tflops, "bandwidth_gbs": device.bandwidth_gbs, "origin": device.source, "launch_us": LAUNCH_US}
-    return LatencyTable(device.name, key, "estimated", rows, card=card)
+    return LatencyTable(device.name, key, rows, card=card)

@@ -1,8 +1,9 @@
 """Latency of layers as a table, and of whole networks as a corrected sum of its rows. No torch.
 
 A table is keyed by device, runtime, precision, batch and threads, never by space: any space whose layers it knows can
-be priced. A row may be tied to one input resolution of the whole network (tables published per resolution) or to
-none. A missing layer raises by name; nothing is ever priced as zero.
+be priced. Every row says whether it was measured, imported, interpolated or estimated. A row may be tied to one input
+resolution of the whole network (tables published per resolution) or to none. A missing layer raises by name; nothing
+is ever priced as zero.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -20,13 +22,13 @@ from ofasearch.records import read_json, write_atomic, write_json
 from ofasearch.space.core import SHAPE_FIELDS, Blueprint, Cost, LayerSpec, Price, Space
 from ofasearch.space.families import make_divisible
 
-Source = Literal["measured", "interpolated", "estimated", "imported"]
+Source = Literal["measured", "imported", "interpolated", "estimated"]  # the later, the less is known
 Shape = tuple[str | int | bool, ...]
 ANY = 0  # the resolution of a row that holds for networks of every resolution
 FILE_LIMIT = 64 * 2**20  # bytes
 MS_LIMIT = 1e9  # eleven days; sums and corrections of such numbers stay finite
 SLOPE_LIMIT = 1e6
-FORMAT = "ofasearch-latency-1"
+FORMAT = "ofasearch-latency-2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,15 @@ class TableKey:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds of one layer: the typical value, the 90th percentile, and how many runs it rests on."""
+    """Milliseconds of one layer: the median, the 90th percentile, how many runs it rests on, and how it came about.
+
+    `n` is 0 where nothing was run for this very layer (interpolated and estimated rows).
+    """
 
     ms: float
     p90_ms: float
     n: int
+    source: Source = "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +68,12 @@ class Correction:
             raise ValueError(f"slope must be positive and offset finite, but got {self}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LatencyTable:
     """Rows by (resolution or ANY, layer shape). `card` tells how they came about; `validation` how far to trust them."""
 
     name: str
     key: TableKey
-    source: Source
     rows: Mapping[tuple[int, Shape], Row]
     correction: Correction = Correction()
     card: dict[str, Any] = field(default_factory=dict)
@@ -79,24 +84,58 @@ class LatencyTable:
         found = sorted({resolution for resolution, _ in self.rows})
         return None if ANY in found else tuple(found)
 
+    @cached_property
+    def source(self) -> Source:
+        """What the least known row is: a table with one interpolated row is interpolated."""
+        return least_known(row.source for row in self.rows.values())
+
+    def source_of(self, blueprint: Blueprint) -> Source:
+        """What the least known row of one network is.
+
+        Raises UnmeasuredError for a layer that the table lacks.
+        """
+        return least_known(self.row(blueprint[0].hw_in, spec).source for spec in blueprint)
+
+    def row(self, resolution: int, spec: LayerSpec) -> Row:
+        """The row of one layer inside a network of that input resolution.
+
+        Raises UnmeasuredError for a layer that the table lacks.
+        """
+        row = self.rows.get((resolution, spec.shape)) or self.rows.get((ANY, spec.shape))
+        if row is None:
+            raise UnmeasuredError(
+                f"latency table {self.name} must hold every layer, but lacks {describe(spec)} (network input {resolution})"
+            )
+        return row
+
+    def missing(self, space: Space) -> list[tuple[int, LayerSpec]]:
+        """Layers that networks of the space can contain and the table lacks, with the input resolution."""
+        found = []
+        for resolution in space.resolutions:
+            for spec in space.with_resolutions([resolution]).layers():
+                if (resolution, spec.shape) not in self.rows and (ANY, spec.shape) not in self.rows:
+                    found.append((resolution, spec))
+        return found
+
     def price_at(self, resolution: int) -> Price:
         """Milliseconds of one layer inside a network of that input resolution.
 
         The returned price raises UnmeasuredError for a layer that the table lacks.
         """
-
-        def price(spec: LayerSpec) -> float:
-            row = self.rows.get((resolution, spec.shape)) or self.rows.get((ANY, spec.shape))
-            if row is None:
-                raise UnmeasuredError(
-                    f"latency table {self.name} must hold every layer, but lacks {describe(spec)} (network input {resolution})"
-                )
-            return row.ms
-
-        return price
+        return lambda spec: self.row(resolution, spec).ms
 
     def cost(self, space: Space) -> Cost:
-        """Milliseconds of any population of the space, corrected."""
+        """Milliseconds of any population of the space, corrected.
+
+        Raises UnmeasuredError that names layers which the table lacks.
+        """
+        missing = self.missing(space)
+        if missing:
+            resolution, spec = missing[0]
+            raise UnmeasuredError(
+                f"latency table {self.name} must hold every layer, but lacks {len(missing)} of {space.name}, "
+                f"such as {describe(spec)} (network input {resolution}); build or import a table for this space"
+            )
         return space.tabulate_by_resolution(self.price_at).scaled(self.correction.slope, self.correction.offset_ms)
 
     def latency_ms(self, blueprint: Blueprint) -> float:
@@ -107,6 +146,12 @@ class LatencyTable:
     def corrected(self, correction: Correction, **card: Any) -> LatencyTable:
         """The same rows with another correction and more on the card."""
         return replace(self, correction=correction, card={**self.card, **card})
+
+
+def least_known(sources: Iterable[Source]) -> Source:
+    """The source that promises least: a sum is no better than its worst part."""
+    order = get_args(Source)
+    return max(sources, key=order.index)
 
 
 def describe(spec: LayerSpec) -> str:
@@ -121,7 +166,7 @@ def describe(spec: LayerSpec) -> str:
 
 # -- our files: CSV rows with a JSON card beside them ----------------------------------------------------------
 
-_COLUMNS = ("resolution", *SHAPE_FIELDS, "ms", "p90_ms", "n")
+_COLUMNS = ("resolution", *SHAPE_FIELDS, "ms", "p90_ms", "n", "source")
 _SAMPLE = LayerSpec(slot="", kind="conv", c_in=1, c_mid=0, c_out=1, hw_in=1)  # its field types are those of the columns
 
 
@@ -131,9 +176,10 @@ def save_table(path: Path, table: LatencyTable) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for (resolution, shape), row in table.rows.items():
-        writer.writerow([resolution, *(int(v) if isinstance(v, bool) else v for v in shape), f"{row.ms:.6g}", f"{row.p90_ms:.6g}", row.n])
+        layer = (int(v) if isinstance(v, bool) else v for v in shape)
+        writer.writerow([resolution, *layer, f"{row.ms:.6g}", f"{row.p90_ms:.6g}", row.n, row.source])
     write_atomic(path, text.getvalue())
-    card = {"format": FORMAT, "name": table.name, "key": asdict(table.key), "source": table.source}
+    card = {"format": FORMAT, "name": table.name, "key": asdict(table.key)}
     write_json(path.with_suffix(".json"), card | {"correction": asdict(table.correction), "card": table.card})
 
 
@@ -151,7 +197,7 @@ def load_table(path: Path) -> LatencyTable:
         rows = dict(_parse_row(record) for record in csv.DictReader(_text(path).splitlines()))
         correction, key = Correction(**card["correction"]), TableKey(**card["key"])
         _check_card(card, key)
-        table = LatencyTable(card["name"], key, cast(Source, card["source"]), rows, correction, dict(card["card"]))
+        table = LatencyTable(card["name"], key, rows, correction, dict(card["card"]))
     except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         if isinstance(error, FormatError):
             raise
@@ -168,8 +214,6 @@ def _check_card(card: Mapping[str, Any], key: TableKey) -> None:
         raise TypeError("name, device, runtime and precision must be text, batch and threads whole numbers")
     if not isinstance(card["card"], dict):
         raise TypeError(f"its card must be an object, but is {type(card['card']).__name__}")
-    if card["source"] not in get_args(Source):
-        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, but is {card['source']}")
     validation = card["card"].get("validation")
     if validation and not all(isinstance(validation[name], int | float) for name in ("n", "bias_ms", "mape", "kendall_tau")):
         raise TypeError("its validation must hold numbers")
@@ -186,7 +230,9 @@ def _parse_row(record: Mapping[str, str]) -> tuple[tuple[int, Shape], Row]:
     for name in SHAPE_FIELDS:
         kind = type(getattr(_SAMPLE, name))
         shape.append(record[name] if kind is str else kind(int(record[name])))
-    row = Row(float(record["ms"]), float(record["p90_ms"]), int(record["n"]))
+    row = Row(float(record["ms"]), float(record["p90_ms"]), int(record["n"]), cast(Source, record["source"]))
+    if row.source not in get_args(Source):
+        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, but is {row.source}")
     if not (0 <= row.ms <= MS_LIMIT and 0 <= row.p90_ms <= MS_LIMIT):
         raise ValueError(f"ms must be non-negative numbers, but got {row.ms} and {row.p90_ms}")
     return (int(record["resolution"]), tuple(shape)), row
@@ -214,7 +260,7 @@ def load_ofa_yaml(folder: Path) -> LatencyTable:
         raise NotFoundError(f"{folder} must hold <resolution>_lookup_table.yaml files, but has none")
     rows = {(r, _parse_ofa_key(str(k)).shape): _ofa_row(path, v) for r, path in files.items() for k, v in _read_yaml(path).items()}
     device = folder.resolve().name.removeprefix("latency_table@")
-    return LatencyTable(device, TableKey(device=device, runtime="unknown"), "imported", rows, card={"origin": "once-for-all lookup tables"})
+    return LatencyTable(device, TableKey(device=device, runtime="unknown"), rows, card={"origin": "once-for-all lookup tables"})
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -240,7 +286,7 @@ def _ofa_row(path: Path, value: Any) -> Row:
         raise FormatError(f"{path} must give count and mean for every layer, but one holds {type(value).__name__}") from error
     if not (0 <= mean <= MS_LIMIT and 0 <= std <= MS_LIMIT):
         raise FormatError(f"{path} must give means and deviations of at least 0 ms, but gives {mean} and {std}")
-    return Row(mean, mean + 1.2816 * std, count)  # normal approximation: the files hold no percentile
+    return Row(mean, mean + 1.2816 * std, count, "imported")  # normal approximation: the files hold no percentile
 
 
 def _parse_ofa_key(key: str) -> LayerSpec:

@@ -95,7 +95,7 @@ def _write_all(folder):
     rows = {(ANY, spec.shape): Row(0.1, 0.2, 30) for spec in space.layers()}
     key = TableKey(device="desk", runtime="onnxruntime")
     validation = {"n": 20, "bias_ms": 0.0, "mape": 0.1, "kendall_tau": 0.9}
-    save_table(folder / "table.csv", LatencyTable("desk", key, "measured", rows, card={"validation": validation}))
+    save_table(folder / "table.csv", LatencyTable("desk", key, rows, card={"validation": validation}))
     lookup = {_key(spec): {"count": 30, "mean": 0.1, "std": 0.01} for spec in space.layers()}
     (folder / "lookup").mkdir()
     (folder / "lookup" / "16_lookup_table.yaml").write_text(yaml.safe_dump(lookup))

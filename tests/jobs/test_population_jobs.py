@@ -294,7 +294,8 @@ def test_latencies_cut_buckets_where_a_target_is_given(scored, supernets):
 def test_this_machine_is_measured_where_it_is_the_target(scored, monkeypatch):
     def measured(space):
         yield LatencyProgress(done=1, total=2, what="a layer", eta_seconds=3.0)
-        yield replace(estimated_table(space, DEVICES["v100"]), name="cpu", source="measured")
+        table = estimated_table(space, DEVICES["v100"])
+        yield replace(table, name="cpu", rows={key: replace(row, source="measured") for key, row in table.rows.items()})
 
     monkeypatch.setattr(job, "cpu_table", measured)
     first, *_, result = evaluate_supernet(PopulationRequest(supernet="tiny", data="noise", protocol="boxes", nets=2, target="cpu"))
@@ -423,9 +424,9 @@ def test_what_cannot_be_is_refused_before_anything_is_scored(protocol, options, 
 
 
 def test_a_table_that_lacks_layers_is_refused(scored, monkeypatch):
-    table = LatencyTable("poor", TableKey(device="d", runtime="r"), "measured", {})
+    table = LatencyTable("poor", TableKey(device="d", runtime="r"), {})
     monkeypatch.setattr(job.zoo, "get_table", lambda *_: replace(table, rows={(0, ("x",)): None}))
-    with pytest.raises(UnmeasuredError, match="latency table poor must hold every layer, but lacks conv 8x8x3->8"):
+    with pytest.raises(UnmeasuredError, match="latency table poor must hold every layer, but lacks 18 of tiny, such as conv 8x8x3->8"):
         run("pareto", target="poor")
 
 

@@ -26,7 +26,7 @@ def note10(shared_data):
 def table(tiny_space):
     """One row per layer of the tiny space, for every resolution; ms in short decimals that a file keeps."""
     rows = {(ANY, layer.shape): Row(0.25 * i, 0.5 * i, 10 + i) for i, layer in enumerate(tiny_space.layers(), start=1)}
-    return LatencyTable("desk-table", KEY, "measured", rows, Correction(1.25, 0.5, 12), {"machine": "desk", "runs": 10})
+    return LatencyTable("desk-table", KEY, rows, Correction(1.25, 0.5, 12), {"machine": "desk", "runs": 10})
 
 
 def priced(table, space, codes):
@@ -91,7 +91,7 @@ def test_the_correction_is_applied_to_cost_and_walk_alike(table, tiny_space):
 def test_a_missing_layer_raises_by_name(table, tiny_space):
     layer = next(x for x in tiny_space.layers() if x.kind == "mbconv" and x.c_se)
     holed = replace(table, rows={key: row for key, row in table.rows.items() if key[1] != layer.shape})
-    named = rf"desk-table must hold every layer, but lacks mbconv 8x8x8->16 mid {layer.c_mid} k{layer.kernel} s2 se \(network input 8\)"
+    named = rf"desk-table must hold every layer, but lacks 1 of tiny, such as mbconv 8x8x8->16 mid {layer.c_mid} k{layer.kernel} s2"
     with pytest.raises(UnmeasuredError, match=named):
         holed.cost(tiny_space)
     with pytest.raises(UnmeasuredError, match="lacks mbconv"):
@@ -100,12 +100,12 @@ def test_a_missing_layer_raises_by_name(table, tiny_space):
 
 def test_another_width_is_refused_instead_of_priced_as_zero(note10):
     space = get_space("ofa-mbv3-w1.0").with_resolutions([160])
-    with pytest.raises(UnmeasuredError, match=r"table note10 .* lacks conv 160x160x3->16 k3 s2 \(network input 160\)"):
+    with pytest.raises(UnmeasuredError, match=r"table note10 .* lacks .* conv 160x160x3->16 k3 s2 \(network input 160\)"):
         note10.cost(space)
 
 
 def test_another_resolution_is_refused(note10):
-    with pytest.raises(UnmeasuredError, match=r"lacks conv 164x164x3->24 k3 s2 \(network input 164\)"):
+    with pytest.raises(UnmeasuredError, match=r"lacks .* conv 164x164x3->24 k3 s2 \(network input 164\)"):
         note10.cost(get_space("ofa-mbv3-w1.2"))
 
 
