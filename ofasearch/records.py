@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,23 +27,35 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
     Raises WriteError with the reason (no permission, full disk); a former file stays as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = ""
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write several files that belong together, each whole or not at all, renamed in the given order when all are on disk.
+
+    A full disk or a folder without permission touches none of them; only a kill between two renames leaves the first
+    new and the last old. Raises WriteError with the reason.
+    """
+    temporary: dict[Path, Path] = {}
+    path = next(iter(contents))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = ""
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            temporary[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary[path].chmod(0o644)
+        for path in contents:
+            temporary[path].replace(path)
+            del temporary[path]
     except OSError as error:
         raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
     finally:  # an interrupt must leave no temporary file either
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        for leftover in temporary.values():
+            leftover.unlink(missing_ok=True)
 
 
 def forget_unfinished(path: Path) -> None:
@@ -52,9 +64,14 @@ def forget_unfinished(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def json_text(record: Any) -> str:
+    """JSON as files of ours hold it: keys in their given order, two spaces, newline at the end."""
+    return json.dumps(record, indent=2) + "\n"
+
+
 def write_json(path: Path, record: Any) -> None:
-    """Write JSON with sorted keys left in their given order, two spaces, newline at the end."""
-    write_atomic(path, json.dumps(record, indent=2) + "\n")
+    """Write JSON, atomically."""
+    write_atomic(path, json_text(record))
 
 
 def read_json(path: Path) -> Any:

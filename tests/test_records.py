@@ -10,7 +10,17 @@ import pytest
 
 from ofasearch import records
 from ofasearch.errors import FormatError, NotFoundError, WriteError
-from ofasearch.records import append_line, cache_dir, file_digest, forget_unfinished, provenance, read_json, write_atomic, write_json
+from ofasearch.records import (
+    append_line,
+    cache_dir,
+    file_digest,
+    forget_unfinished,
+    provenance,
+    read_json,
+    write_atomic,
+    write_json,
+    write_together,
+)
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):
@@ -50,6 +60,25 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.txt"]
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("rows", "deep/card")]
+    write_together({paths[0]: "old rows", paths[1]: b"old card"})
+    sync, calls = os.fsync, []
+
+    def full_at_the_last(handle):
+        calls.append(handle)
+        if len(calls) == len(paths):
+            refuse()
+        sync(handle)
+
+    monkeypatch.setattr(records.os, "fsync", full_at_the_last)
+    with pytest.raises(WriteError, match=r"deep/card must be writable, but it is not \(No space left on device\)"):
+        write_together({paths[0]: "new rows", paths[1]: "new card"})
+    monkeypatch.undo()
+    assert [path.read_text() for path in paths] == ["old rows", "old card"]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
 
 
 def test_only_what_killed_writers_left_is_forgotten(tmp_path, monkeypatch):
