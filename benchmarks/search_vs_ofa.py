@@ -38,7 +38,8 @@ import torch
 import yaml
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from ofasearch.latency.table import LatencyTable, load_ofa_yaml
+from ofasearch.latency.ofa_yaml import load_ofa_yaml
+from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor, load_predictor
 from ofasearch.records import file_digest, provenance, write_json
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve

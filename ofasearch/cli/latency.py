@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.latency_files import diff_tables, export_table, import_table, list_tables, merge_tables, show_table
 
 
 @click.group()
@@ -14,19 +15,8 @@ def latency() -> None:
     """Latency tables."""
 
 
-@latency.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def list_tables(as_json: bool) -> None:
-    """Tables by name, and the cards that can be estimated."""
-    from ofasearch import zoo
-    from ofasearch.latency.roofline import DEVICES
-
-    files = zoo.shipped_tables()
-    rows = [(name, "measured", "") if name in files else (name, "estimated", DEVICES[name].source) for name in zoo.table_names()]
-    if as_json:
-        show.print_json({"tables": [{"name": n, "source": s, "origin": o} for n, s, o in rows]})
-    else:
-        click.echo(show.table(["table", "latencies", "from"], rows))
+for command in (list_tables, show_table, import_table, export_table, merge_tables, diff_tables):
+    latency.add_command(command)
 
 
 @latency.command()

@@ -93,8 +93,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
         raise _no_objective(space, question)
     table = None
     if question.target is not None and question.target != "cpu":
-        table = zoo.get_table(question.target, space, batch=question.batch)
-        _check_table(table, question)
+        table = zoo.get_table(question.target, space, batch=question.batch, threads=question.threads, precision=question.precision)
     space = _common_resolutions(space, question, predictor, table)
     if question.target == "cpu":
         for event in cpu_table(space, batch=question.batch, threads=question.threads):
@@ -123,6 +122,8 @@ def table_notes(table: LatencyTable | None) -> list[str]:
         )
     if table is not None and table.source == "estimated":
         notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
+    if table is not None and "measured_at" in table.card:
+        notes.append(f"there are tables of {table.name}, but for another question: {'; '.join(table.card['measured_at'])}")
     return notes
 
 
@@ -166,14 +167,6 @@ def _space(question: Question, supernet: zoo.TrainedSupernet | None) -> Space:
     if space.parent != trained.name:
         raise MismatchError(f"supernet {supernet.name} must hold all networks of {space.name}, but was trained on {trained.name} only")
     return space
-
-
-def _check_table(table: LatencyTable, question: Question) -> None:
-    if table.source == "measured" and (table.key.batch, table.key.threads) != (question.batch, question.threads):
-        raise MismatchError(
-            f"table {table.name} must be measured at batch {question.batch} and {question.threads} threads, "
-            f"but was at {table.key.batch} and {table.key.threads}; pass --batch and --threads as measured"
-        )
 
 
 def _common_resolutions(space: Space, question: Question, predictor: Predictor | None, table: LatencyTable | None) -> Space:

@@ -9,26 +9,27 @@ is ever priced as zero.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError
-from ofasearch.records import read_json, write_atomic, write_json
-from ofasearch.space.core import SHAPE_FIELDS, Blueprint, Cost, LayerSpec, Price, Space
-from ofasearch.space.families import make_divisible
+from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError, UsageError
+from ofasearch.records import json_text, read_json, write_together
+from ofasearch.space.core import SHAPE_FIELDS, Act, Blueprint, Cost, Kind, LayerSpec, Price, Space
 
 Source = Literal["measured", "imported", "interpolated", "estimated"]  # the later, the less is known
 Shape = tuple[str | int | bool, ...]
 ANY = 0  # the resolution of a row that holds for networks of every resolution
 FILE_LIMIT = 64 * 2**20  # bytes
 MS_LIMIT = 1e9  # eleven days; sums and corrections of such numbers stay finite
+COUNT_LIMIT = 10**9  # runs of a row; channels and pixels of a layer, batch and threads of a key stay below it as well
 SLOPE_LIMIT = 1e6
-FORMAT = "ofasearch-latency-2"
+FORMAT = "ofasearch-latency-3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,12 @@ class Row:
     p90_ms: float
     n: int
     source: Source = "measured"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.ms <= MS_LIMIT and 0 <= self.p90_ms <= MS_LIMIT):
+            raise ValueError(f"ms must be between 0 and {MS_LIMIT:g}, but got {self.ms} and {self.p90_ms}")
+        if not 0 <= self.n <= COUNT_LIMIT:
+            raise ValueError(f"n must be between 0 and {COUNT_LIMIT:,} runs, but got another number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,31 @@ class LatencyTable:
         """Input resolutions the rows were measured for; None where rows hold for all."""
         found = sorted({resolution for resolution, _ in self.rows})
         return None if ANY in found else tuple(found)
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """Input resolutions of networks that the rows can price: what rows are tied to, and what first convolutions take."""
+        tied = {resolution for resolution, _ in self.rows if resolution != ANY}
+        return tuple(sorted(tied | {spec.hw_in for _, spec in self._free() if _takes_images(spec)}))
+
+    def rows_at(self, resolution: int) -> dict[Shape, Row]:
+        """Rows that networks of that input can use: those tied to it and, of those for all, the ones whose sizes occur.
+
+        Sizes are followed from the first convolutions of that input along the strides of all rows.
+        """
+        tied = {shape: row for (at, shape), row in self.rows.items() if at == resolution}
+        free = self._free()
+        layers = [*map(layer_of, tied), *(spec for _, spec in free)]
+        sizes = {1} | {spec.hw_out for spec in layers if _takes_images(spec) and spec.hw_in == resolution}
+        steps = {(spec.hw_in, spec.hw_out) for spec in layers if not _takes_images(spec)}
+        while grown := {after for before, after in steps if before in sizes} - sizes:
+            sizes |= grown
+        fitting = {spec.shape: row for row, spec in free if spec.hw_in == resolution or (spec.hw_in in sizes and not _takes_images(spec))}
+        return fitting | tied
+
+    def _free(self) -> list[tuple[Row, LayerSpec]]:
+        """Rows for networks of every resolution, with their layers."""
+        return [(row, layer_of(shape)) for (at, shape), row in self.rows.items() if at == ANY]
 
     @cached_property
     def source(self) -> Source:
@@ -124,11 +156,8 @@ class LatencyTable:
         """
         return lambda spec: self.row(resolution, spec).ms
 
-    def cost(self, space: Space) -> Cost:
-        """Milliseconds of any population of the space, corrected.
-
-        Raises UnmeasuredError that names layers which the table lacks.
-        """
+    def check(self, space: Space) -> None:
+        """Raise UnmeasuredError that counts and names the layers of the space which the table lacks, if there are any."""
         missing = self.missing(space)
         if missing:
             resolution, spec = missing[0]
@@ -136,6 +165,13 @@ class LatencyTable:
                 f"latency table {self.name} must hold every layer, but lacks {len(missing)} of {space.name}, "
                 f"such as {describe(spec)} (network input {resolution}); build or import a table for this space"
             )
+
+    def cost(self, space: Space) -> Cost:
+        """Milliseconds of any population of the space, corrected.
+
+        Raises UnmeasuredError for layers that the table lacks.
+        """
+        self.check(space)
         return space.tabulate_by_resolution(self.price_at).scaled(self.correction.slope, self.correction.offset_ms)
 
     def latency_ms(self, blueprint: Blueprint) -> float:
@@ -154,6 +190,17 @@ def least_known(sources: Iterable[Source]) -> Source:
     return max(sources, key=order.index)
 
 
+def layer_of(shape: Shape) -> LayerSpec:
+    """The layer of a row; a row does not know its slot, nor the epsilon of its batch norms."""
+    fields: dict[str, Any] = dict(zip(SHAPE_FIELDS, shape, strict=True))
+    return LayerSpec(slot="", **fields)
+
+
+def _takes_images(spec: LayerSpec) -> bool:
+    """Whether a layer is the first of its network."""
+    return spec.kind == "conv" and spec.c_in == 3
+
+
 def describe(spec: LayerSpec) -> str:
     """A layer in words, for messages and for rows people read."""
     text = f"{spec.kind} {spec.hw_in}x{spec.hw_in}x{spec.c_in}->{spec.c_out}"
@@ -168,152 +215,176 @@ def describe(spec: LayerSpec) -> str:
 
 _COLUMNS = ("resolution", *SHAPE_FIELDS, "ms", "p90_ms", "n", "source")
 _SAMPLE = LayerSpec(slot="", kind="conv", c_in=1, c_mid=0, c_out=1, hw_in=1)  # its field types are those of the columns
+_POSITIVE = ("c_in", "c_out", "hw_in", "kernel", "stride")
+_WORDS: dict[str, tuple[str, ...]] = {"kind": get_args(Kind), "act": get_args(Act)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCard:
+    """A table without its rows, as its JSON card tells: enough to list it and to find it by name."""
+
+    path: Path  # of the CSV
+    name: str
+    key: TableKey
+    correction: Correction
+    facts: dict[str, Any]  # `LatencyTable.card`
+    rows: Mapping[Source, int]  # how many of each source
+    digest: str  # sha256 (hex) of the CSV
+
+    @property
+    def source(self) -> Source:
+        """What the least known row is."""
+        return least_known(self.rows)
 
 
 def save_table(path: Path, table: LatencyTable) -> None:
-    """Write `path` (CSV) and its card beside it (`.json`), each atomically, the card last."""
+    """Write `path` (CSV) and its card beside it (`.json`), both or none; the card holds the digest of the rows.
+
+    Numbers are written so that they read back bit by bit. Raises WriteError, UsageError (`path` is the card's).
+    """
+    if path.suffix == ".json":
+        raise UsageError(f"a latency table must be written to a CSV file, such as {path.stem}.csv, but got {path.name}, its card's name")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for (resolution, shape), row in table.rows.items():
         layer = (int(v) if isinstance(v, bool) else v for v in shape)
-        writer.writerow([resolution, *layer, f"{row.ms:.6g}", f"{row.p90_ms:.6g}", row.n, row.source])
-    write_atomic(path, text.getvalue())
-    card = {"format": FORMAT, "name": table.name, "key": asdict(table.key)}
-    write_json(path.with_suffix(".json"), card | {"correction": asdict(table.correction), "card": table.card})
+        writer.writerow([resolution, *layer, repr(float(row.ms)), repr(float(row.p90_ms)), row.n, row.source])
+    rows = text.getvalue().encode()
+    card = {
+        "format": FORMAT,
+        "name": table.name,
+        "key": asdict(table.key),
+        "rows": dict(Counter(row.source for row in table.rows.values())),
+        "rows_sha256": hashlib.sha256(rows).hexdigest(),
+        "correction": asdict(table.correction),
+        "card": table.card,
+    }
+    write_together({path: rows, path.with_suffix(".json"): json_text(card)})
+
+
+def load_card(path: Path) -> TableCard:
+    """Read what the card of the CSV table `path` says, without its rows.
+
+    Raises NotFoundError, FormatError.
+    """
+    file = path.with_suffix(".json")
+    if not path.is_file():
+        raise NotFoundError(f"{path} must be an existing latency table, but there is none")
+    card = read_json(file)
+    try:
+        if card["format"] != FORMAT:
+            raise FormatError(f"{file} must be of format {FORMAT}, but is {str(card['format'])[:80]}; make the table anew")
+        found = TableCard(
+            path=path,
+            name=card["name"],
+            key=TableKey(**card["key"]),
+            correction=Correction(**card["correction"]),
+            facts=card["card"],
+            rows=card["rows"],
+            digest=card["rows_sha256"],
+        )
+        _check_card(found)
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{file} must be the card of a latency table of ofasearch, but it cannot be read: {error}") from error
+    return found
+
+
+def _check_card(card: TableCard) -> None:
+    """Raise KeyError, TypeError or ValueError unless what is told to users is of its type."""
+    key = card.key
+    if not all(isinstance(word, str) for word in (card.name, key.device, key.runtime, key.precision, card.digest)):
+        raise TypeError("name, device, runtime, precision and digest must be text")
+    if not all(type(number) is int and 1 <= number <= COUNT_LIMIT for number in (key.batch, key.threads)):
+        raise TypeError("batch and threads must be positive whole numbers")
+    if not isinstance(card.rows, dict) or not card.rows:
+        raise TypeError("rows must be numbers by source")
+    if not all(source in get_args(Source) and type(n) is int and n > 0 for source, n in card.rows.items()):
+        raise ValueError(f"rows must be positive numbers of {', '.join(get_args(Source))}")
+    if not isinstance(card.facts, dict):
+        raise TypeError(f"its card must be an object, but is {type(card.facts).__name__}")
+    validation = card.facts.get("validation")
+    if validation and not all(isinstance(validation[name], int | float) for name in ("n", "bias_ms", "mape", "kendall_tau")):
+        raise TypeError("its validation must hold numbers")
 
 
 def load_table(path: Path) -> LatencyTable:
     """Read a CSV table with its JSON card.
 
-    Raises NotFoundError, FormatError.
+    Raises NotFoundError, FormatError (damaged, foreign, or rows and card that were not written together).
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} must be an existing latency table, but there is none")
-    card = read_json(path.with_suffix(".json"))
+    card = load_card(path)
+    content = read_limited(path, FILE_LIMIT)
+    if hashlib.sha256(content).hexdigest() != card.digest:
+        raise FormatError(
+            f"{path} must hold the rows that {path.with_suffix('.json').name} was written for, but its digest is another; "
+            "one of the two was changed or left from an interrupted write: take both from where they came from"
+        )
     try:
-        if card["format"] != FORMAT:
-            raise FormatError(f"{path.with_suffix('.json')} must be of format {FORMAT}, but is {card['format']}")
-        rows = dict(_parse_row(record) for record in csv.DictReader(_text(path).splitlines()))
-        correction, key = Correction(**card["correction"]), TableKey(**card["key"])
-        _check_card(card, key)
-        table = LatencyTable(card["name"], key, rows, correction, dict(card["card"]))
+        rows = _parse_rows(content.decode())
+        if dict(Counter(row.source for row in rows.values())) != card.rows:
+            raise ValueError("its card counts other rows")
     except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path} must be a latency table of ofasearch, but a row or its card cannot be read: {error}") from error
+        raise FormatError(f"{path} must be a latency table of ofasearch, but cannot be read: {error}") from error
+    return LatencyTable(card.name, card.key, rows, card.correction, dict(card.facts))
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a file from outside.
+
+    Raises FormatError when there are more than `limit`.
+    """
+    if path.stat().st_size > limit:
+        raise FormatError(f"{path} must be at most {limit >> 20} MiB, but is larger")
+    return path.read_bytes()
+
+
+def _parse_rows(text: str) -> dict[tuple[int, Shape], Row]:
+    """Rows of a CSV text. Raises KeyError, TypeError, ValueError, csv.Error that names the line."""
+    rows: dict[tuple[int, Shape], Row] = {}
+    reader = csv.DictReader(text.splitlines())
+    if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+        raise ValueError(f"its columns must be {', '.join(_COLUMNS)}")
+    for record in reader:
+        try:
+            key, row = _parse_row(record)
+            if key in rows:
+                raise ValueError(f"{describe(layer_of(key[1]))} (network input {key[0] or 'any'}) has a row before")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+        rows[key] = row
     if not rows:
-        raise FormatError(f"{path} must hold at least one row, but is empty")
-    return table
-
-
-def _check_card(card: Mapping[str, Any], key: TableKey) -> None:
-    """Raise KeyError, TypeError or ValueError unless what is told to users is of its type."""
-    words, numbers = (card["name"], key.device, key.runtime, key.precision), (key.batch, key.threads)
-    if not (all(isinstance(word, str) for word in words) and all(type(number) is int for number in numbers)):
-        raise TypeError("name, device, runtime and precision must be text, batch and threads whole numbers")
-    if not isinstance(card["card"], dict):
-        raise TypeError(f"its card must be an object, but is {type(card['card']).__name__}")
-    validation = card["card"].get("validation")
-    if validation and not all(isinstance(validation[name], int | float) for name in ("n", "bias_ms", "mape", "kendall_tau")):
-        raise TypeError("its validation must hold numbers")
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > FILE_LIMIT:
-        raise FormatError(f"{path} must be at most {FILE_LIMIT >> 20} MiB, but is larger")
-    return path.read_text(encoding="utf-8")
+        raise ValueError("it must hold at least one row, but is empty")
+    return rows
 
 
 def _parse_row(record: Mapping[str, str]) -> tuple[tuple[int, Shape], Row]:
-    shape: list[str | int | bool] = []
-    for name in SHAPE_FIELDS:
-        kind = type(getattr(_SAMPLE, name))
-        shape.append(record[name] if kind is str else kind(int(record[name])))
+    if None in record:
+        raise ValueError("there are more cells than columns")
+    shape = tuple(_parse_cell(name, record[name]) for name in SHAPE_FIELDS)
     row = Row(float(record["ms"]), float(record["p90_ms"]), int(record["n"]), cast(Source, record["source"]))
     if row.source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, but is {row.source}")
-    if not (0 <= row.ms <= MS_LIMIT and 0 <= row.p90_ms <= MS_LIMIT):
-        raise ValueError(f"ms must be non-negative numbers, but got {row.ms} and {row.p90_ms}")
-    return (int(record["resolution"]), tuple(shape)), row
+    return (_whole("resolution", record["resolution"], 0), shape), row
 
 
-# -- once-for-all's YAML ---------------------------------------------------------------------------------------
-
-_FILE = re.compile(r"(\d{2,4})_lookup_table\.yaml")
-_BLOCK = re.compile(
-    r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:([01])-se:([01])-hs:([01])"
-)
-_PLAIN = re.compile(r"(Conv|Conv_1|Conv_2|AvgPool2D)-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)")
-_LOGITS = re.compile(r"Logits-input:1x1x(\d+)-output:(\d+)")
-
-
-def load_ofa_yaml(folder: Path) -> LatencyTable:
-    """Read once-for-all's MobileNetV3 tables: a folder of `<resolution>_lookup_table.yaml`.
-
-    The value of a row is the mean that the file gives; rows are tied to their file's resolution, because the files
-    measured the same layer apart. Batch 1 is what was published; the files do not say threads.
-    Raises NotFoundError, FormatError.
-    """
-    files = {int(m[1]): path for path in sorted(folder.glob("*.yaml")) if (m := _FILE.fullmatch(path.name)) and path.is_file()}
-    if not files:
-        raise NotFoundError(f"{folder} must hold <resolution>_lookup_table.yaml files, but has none")
-    rows = {(r, _parse_ofa_key(str(k)).shape): _ofa_row(path, v) for r, path in files.items() for k, v in _read_yaml(path).items()}
-    device = folder.resolve().name.removeprefix("latency_table@")
-    return LatencyTable(device, TableKey(device=device, runtime="unknown"), rows, card={"origin": "once-for-all lookup tables"})
+def _parse_cell(name: str, text: str) -> str | int | bool:
+    """A field of a layer; what arithmetic on layers rests on is checked here."""
+    kind = type(getattr(_SAMPLE, name))
+    if kind is str:
+        if text not in _WORDS[name]:
+            raise ValueError(f"{name} must be one of {', '.join(_WORDS[name])}, but is {str(text)[:80]}")
+        return text
+    number = _whole(name, text, 1 if name in _POSITIVE else 0)
+    if kind is bool and number > 1:
+        raise ValueError(f"{name} must be 0 or 1, but is {number}")
+    return bool(number) if kind is bool else number
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Leave merge keys (`<<`) alone, so that they are refused: nested ones copy a few lines into gigabytes."""
-
-    try:
-        content = yaml.load(_text(path), Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} must be a YAML lookup table, but it cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not content:
-        raise FormatError(f"{path} must map layers to counts and means, but holds {type(content).__name__}")
-    return content
-
-
-def _ofa_row(path: Path, value: Any) -> Row:
-    try:
-        mean, std, count = float(value["mean"]), float(value.get("std") or 0.0), int(value["count"])
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
-        raise FormatError(f"{path} must give count and mean for every layer, but one holds {type(value).__name__}") from error
-    if not (0 <= mean <= MS_LIMIT and 0 <= std <= MS_LIMIT):
-        raise FormatError(f"{path} must give means and deviations of at least 0 ms, but gives {mean} and {std}")
-    return Row(mean, mean + 1.2816 * std, count, "imported")  # normal approximation: the files hold no percentile
-
-
-def _parse_ofa_key(key: str) -> LayerSpec:
-    """The layer of a published key. `expand` is the number of middle channels (MobileNetV3's convention)."""
-    if match := _BLOCK.fullmatch(key):
-        hw, c_in, c_out, mid, kernel, stride, skip, se, hs = map(int, match.groups())
-        return LayerSpec(
-            slot="", kind="mbconv", c_in=c_in, c_mid=mid, c_out=c_out, hw_in=hw, c_se=make_divisible(mid // 4) if se else 0,
-            kernel=kernel, stride=stride, act="h_swish" if hs else "relu", skip=bool(skip),
-        )  # fmt: skip
-    if match := _LOGITS.fullmatch(key):
-        return LayerSpec(slot="", kind="linear", c_in=int(match[1]), c_mid=0, c_out=int(match[2]), hw_in=1, norm=False, bias=True)
-    if match := _PLAIN.fullmatch(key):
-        name, hw, c_in, c_out = match[1], int(match[2]), int(match[3]), int(match[4])
-        if name == "AvgPool2D":
-            return LayerSpec(slot="", kind="pool", c_in=c_in, c_mid=0, c_out=c_out, hw_in=hw, norm=False)
-        kernel, stride = (3, 2) if name == "Conv" else (1, 1)
-        return LayerSpec(
-            slot="",
-            kind="conv",
-            c_in=c_in,
-            c_mid=0,
-            c_out=c_out,
-            hw_in=hw,
-            kernel=kernel,
-            stride=stride,
-            act="h_swish",
-            norm=name != "Conv_2",
-        )
-    raise FormatError(f"a layer of a lookup table must be spelled as once-for-all does for MobileNetV3, but one is '{key[:120]}'")
+def _whole(name: str, text: str, least: int) -> int:
+    number = int(text)
+    if not least <= number <= COUNT_LIMIT:
+        raise ValueError(f"{name} must be between {least} and {COUNT_LIMIT:,}, but is another number")
+    return number

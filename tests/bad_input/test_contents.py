@@ -1,5 +1,6 @@
 """Files that are well-formed and lie: values of a wrong type, claims of huge sizes, numbers without end, names that lead elsewhere."""
 
+import hashlib
 import io
 import json
 import os
@@ -230,7 +231,18 @@ def test_odd_values_in_a_tutorial_predictor(refuses, desk, value):
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
-@odd_values("name", "source", "key.batch", "key.device", "correction.slope", "correction.offset_ms", "card", "card.validation")
+@odd_values(
+    "name",
+    "rows",
+    "rows_sha256",
+    "rows.measured",
+    "key.batch",
+    "key.device",
+    "correction.slope",
+    "correction.offset_ms",
+    "card",
+    "card.validation",
+)
 def test_odd_values_in_a_table_card(refuses, desk, field, value):
     card = json.loads((desk / "table.json").read_text())
     put(card, field, value)
@@ -244,12 +256,15 @@ CELL_VALUES = {
 }  # fmt: skip
 
 
-@odd_values("ms", "p90_ms", "n", "hw_in", "resolution", odd=CELL_VALUES)
+@odd_values("ms", "p90_ms", "n", "hw_in", "resolution", "kind", "skip", odd=CELL_VALUES)
 def test_odd_values_in_a_table(refuses, desk, field, value):
     head, first, *rest = (desk / "table.csv").read_text().splitlines()
     cells = first.split(",")
     cells[head.split(",").index(field)] = value
     (desk / "table.csv").write_text("\n".join([head, ",".join(cells), *rest]))
+    card = json.loads((desk / "table.json").read_text())
+    put(card, "rows_sha256", hashlib.sha256((desk / "table.csv").read_bytes()).hexdigest())  # a forged table, not a damaged one
+    (desk / "table.json").write_text(json.dumps(card))
     refuses(DOORS["table"][1])
 
 

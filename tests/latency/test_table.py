@@ -1,20 +1,20 @@
-"""Latency tables: the published Note10 numbers, our own files, and files from outside that are damaged or carry code."""
+"""Latency tables: prices of networks, and our own files, whole and damaged."""
 
+import hashlib
 import json
-import subprocess
-import sys
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError
-from ofasearch.latency.table import ANY, Correction, LatencyTable, Row, TableKey, load_ofa_yaml, load_table, save_table
+from ofasearch import records
+from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError, UsageError, WriteError
+from ofasearch.latency.ofa_yaml import load_ofa_yaml
+from ofasearch.latency.table import ANY, Correction, LatencyTable, Row, TableKey, layer_of, load_card, load_table, save_table
 from ofasearch.space.families import get_space
 
 KEY = TableKey(device="desk", runtime="onnxruntime-1.20", precision="int8", batch=4, threads=2)
-CONV = "Conv-input:160x160x3-output:80x80x24"
-NUMBERS = "{count: 10, mean: 0.5, std: 0.1}"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,27 @@ def test_the_correction_is_applied_to_cost_and_walk_alike(table, tiny_space):
     assert plain.correction == Correction()
 
 
+def test_rows_at_a_resolution_are_all_that_its_networks_can_use():
+    space = get_space("ofa-mbv3-w1.0").with_resolutions([128, 144, 224])
+    rows = {(ANY, layer.shape): Row(1.0, 1.0, 9) for layer in space.layers()}
+    table = LatencyTable("desk", KEY, rows)
+    assert table.inputs == (128, 144, 224)
+    for resolution in table.inputs:
+        found = table.rows_at(resolution)
+        wanted = {layer.shape for layer in space.with_resolutions([resolution]).layers()}
+        assert wanted <= found.keys() < {shape for _, shape in rows}
+        sizes = {layer_of(shape).hw_in for shape in wanted}
+        assert {layer_of(shape).hw_in for shape in found} == sizes
+        assert [layer_of(shape).hw_in for shape in found if shape[:2] == ("conv", 3)] == [resolution]
+
+
+def test_a_tied_row_stands_in_for_the_one_for_all(table, tiny_space):
+    layer = tiny_space.layers()[-1]
+    both = replace(table, rows={**table.rows, (8, layer.shape): Row(7.0, 7.0, 1), (16, layer.shape): Row(8.0, 8.0, 1)})
+    assert both.rows_at(8)[layer.shape] == Row(7.0, 7.0, 1)
+    assert both.inputs == (8, 16)
+
+
 # -- what was never measured -----------------------------------------------------------------------------------
 
 
@@ -119,22 +140,51 @@ def test_csv_and_card_round_trip(table, tmp_path):
     assert {p.name for p in path.parent.iterdir()} == {"desk.csv", "desk.json"}
 
 
-def test_note10_survives_our_files(note10, tmp_path):
+def test_note10_survives_our_files_to_the_last_bit(note10, tmp_path):
     save_table(tmp_path / "note10.csv", note10)
-    again = load_table(tmp_path / "note10.csv")
-    assert again.rows.keys() == note10.rows.keys()
-    assert [row.ms for row in again.rows.values()] == pytest.approx([row.ms for row in note10.rows.values()], rel=1e-5)
-    assert replace(again, rows={}) == replace(note10, rows={})
+    assert load_table(tmp_path / "note10.csv") == note10
+
+
+def test_a_card_tells_all_but_the_rows(table, tmp_path):
+    mixed = replace(table, rows={**table.rows, (8, table_layer(table).shape): Row(1.0, 1.0, 0, "interpolated")})
+    save_table(tmp_path / "desk.csv", mixed)
+    card = load_card(tmp_path / "desk.csv")
+    assert (card.name, card.key, card.correction, card.facts) == (table.name, table.key, table.correction, table.card)
+    assert card.rows == {"measured": len(table.rows), "interpolated": 1}
+    assert card.source == mixed.source == "interpolated"
+
+
+def table_layer(table):
+    return layer_of(next(shape for _, shape in table.rows))
 
 
 def edit_csv(path, edit):
+    """Change the first row, and the digest on the card with it: what is wrong then is the row itself."""
     head, first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([head, *edit(first), *rest]) + "\n")
+    sign(path)
 
 
-def last_cells(*cells):
-    """An edit of the first row: other values for its last columns, ms, p90_ms and n."""
-    return lambda path: edit_csv(path, lambda row: [",".join([*row.split(",")[: -len(cells)], *cells])])
+def sign(path):
+    edit_card(rows_sha256=hashlib.sha256(path.read_bytes()).hexdigest())(path)
+
+
+def signed(damage):
+    def change(path):
+        damage(path)
+        sign(path)
+
+    return change
+
+
+def cell(name, value):
+    """An edit of one cell of the first row."""
+
+    def change(path):
+        at = path.read_text().splitlines()[0].split(",").index(name)
+        edit_csv(path, lambda row: [",".join([*row.split(",")[:at], value, *row.split(",")[at + 1 :]])])
+
+    return change
 
 
 def edit_card(**change):
@@ -142,36 +192,114 @@ def edit_card(**change):
 
 
 DAMAGED_FILES = {
-    "ms is no number": last_cells("fast", "1", "1"),
-    "ms is negative": last_cells("-1", "1", "1"),
-    "ms is nan": last_cells("nan", "1", "1"),
-    "ms is infinite": last_cells("inf", "1", "1"),
-    "a cell is missing": lambda path: edit_csv(path, lambda row: [row.rpartition(",")[0]]),
-    "a count is no integer": last_cells("1", "1", "many"),
-    "a row is cut": lambda path: edit_csv(path, lambda row: [row[:5]]),
-    "no rows": lambda path: path.write_text(path.read_text().splitlines()[0] + "\n"),
-    "empty": lambda path: path.write_text(""),
-    "other columns": lambda path: path.write_text("layer,latency\nconv,1\n"),
-    "bytes that are no text": lambda path: path.write_bytes(b"\xff\xfe\x00\x81"),
-    "card is no JSON": lambda path: path.with_suffix(".json").write_text("{"),
-    "card is a list": lambda path: path.with_suffix(".json").write_text("[]"),
-    "card is nested without end": lambda path: path.with_suffix(".json").write_text("[" * 200_000),
-    "card of another format": edit_card(format="ofasearch-latency-99"),
-    "card without device": edit_card(key={"runtime": "onnxruntime"}),
-    "card with an unknown correction": edit_card(correction={"bend": 2}),
-    "card whose slope is no number": edit_card(correction={"slope": "steep"}),
-    "card whose slope is negative": edit_card(correction={"slope": -1.0}),
-    "card whose offset is nan": edit_card(correction={"offset_ms": float("nan")}),
-}
+    "ms is no number": (cell("ms", "fast"), "line 2: could not convert"),
+    "ms is negative": (cell("ms", "-1"), "line 2: ms must be between 0"),
+    "ms is nan": (cell("ms", "nan"), "line 2: ms must be between 0"),
+    "ms is infinite": (cell("ms", "inf"), "line 2: ms must be between 0"),
+    "ms is huge": (cell("ms", "1e10"), "line 2: ms must be between 0"),
+    "p90 is negative": (cell("p90_ms", "-1"), "line 2: ms must be between 0"),
+    "a count is no integer": (cell("n", "many"), "line 2: invalid literal"),
+    "a count is negative": (cell("n", "-1"), "line 2: n must be between"),
+    "a count is huge": (cell("n", "9" * 4000), "line 2: n must be between"),
+    "a source is unknown": (cell("source", "guessed"), "line 2: source must be one of"),
+    "a kind is unknown": (cell("kind", "deconv"), "line 2: kind must be one of"),
+    "an activation is unknown": (cell("act", "gelu"), "line 2: act must be one of"),
+    "a stride is zero": (cell("stride", "0"), "line 2: stride must be between 1"),
+    "a size is negative": (cell("hw_in", "-8"), "line 2: hw_in must be between 1"),
+    "a size is huge": (cell("hw_in", "9" * 4000), "line 2: hw_in must be between 1"),
+    "a flag is no flag": (cell("skip", "2"), "line 2: skip must be 0 or 1"),
+    "a resolution is negative": (cell("resolution", "-1"), "line 2: resolution must be between 0"),
+    "a cell is missing": (lambda path: edit_csv(path, lambda row: [row.rpartition(",")[0]]), "line 2: "),
+    "a cell is too many": (lambda path: edit_csv(path, lambda row: [row + ",1"]), "line 2: there are more cells than columns"),
+    "a row is cut": (lambda path: edit_csv(path, lambda row: [row[:5]]), "line 2: "),
+    "a row is there twice": (lambda path: edit_csv(path, lambda row: [row, row]), r"line 3: conv .* has a row before"),
+    "a row less": (lambda path: edit_csv(path, lambda row: []), "its card counts other rows"),
+    "no rows": (signed(lambda path: path.write_text(path.read_text().splitlines()[0] + "\n")), "must hold at least one row"),
+    "empty": (signed(lambda path: path.write_text("")), "its columns must be"),
+    "other columns": (signed(lambda path: path.write_text("layer,latency\nconv,1\n")), "its columns must be"),
+    "bytes that are no text": (signed(lambda path: path.write_bytes(b"\xff\xfe\x00\x81")), "codec can't decode"),
+    "a quote that never ends": (cell("kind", '"conv'), "line "),
+    "card is no JSON": (lambda path: path.with_suffix(".json").write_text("{"), "must be JSON"),
+    "card is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "must be the card"),
+    "card is nested without end": (lambda path: path.with_suffix(".json").write_text("[" * 200_000), "nested too deeply"),
+    "card of another format": (edit_card(format="ofasearch-latency-99"), "must be of format ofasearch-latency-3, but is .*-99"),
+    "card without device": (edit_card(key={"runtime": "onnxruntime"}), "device"),
+    "card of batch 0": (edit_card(key={"device": "desk", "runtime": "ort", "batch": 0}), "batch and threads must be positive"),
+    "card with an unknown correction": (edit_card(correction={"bend": 2}), "bend"),
+    "card whose slope is no number": (edit_card(correction={"slope": "steep"}), "must be the card"),
+    "card whose slope is negative": (edit_card(correction={"slope": -1.0}), "slope must be positive"),
+    "card whose offset is nan": (edit_card(correction={"offset_ms": float("nan")}), "NaN is no finite number"),
+    "card without digest": (edit_card(rows_sha256=None), "digest must be text"),
+    "card without rows": (edit_card(rows={}), "rows must be numbers by source"),
+    "card whose rows are a list": (edit_card(rows=[1]), "rows must be numbers by source"),
+    "card whose rows are of no source": (edit_card(rows={"guessed": 3}), "rows must be positive numbers"),
+    "card whose facts are a list": (edit_card(card=[]), "its card must be an object"),
+    "card with half a validation": (edit_card(card={"validation": {"n": 3}}), "bias_ms"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGED_FILES.values(), ids=DAMAGED_FILES)
-def test_a_damaged_file_is_refused_by_name(table, tmp_path, damage):
+@pytest.mark.parametrize(("damage", "reason"), DAMAGED_FILES.values(), ids=DAMAGED_FILES)
+def test_a_damaged_file_is_refused_by_name_and_reason(table, tmp_path, damage, reason):
     path = tmp_path / "desk.csv"
     save_table(path, table)
     damage(path)
-    with pytest.raises(FormatError, match=r"desk\.(csv|json) must "):
+    with pytest.raises(FormatError, match=r"desk\.(csv|json) must ") as refusal:
         load_table(path)
+    assert refusal.match(reason)
+
+
+def test_rows_changed_by_hand_no_longer_are_those_of_the_card(table, tmp_path):
+    path = tmp_path / "desk.csv"
+    save_table(path, table)
+    path.write_text(path.read_text().replace(",0.25,", ",0.24,", 1))
+    with pytest.raises(FormatError, match=r"desk\.csv must hold the rows that desk\.json was written for, but its digest is another"):
+        load_table(path)
+
+
+def test_a_kill_between_rows_and_card_is_seen(table, tmp_path, monkeypatch):
+    path = tmp_path / "desk.csv"
+    save_table(path, table)
+    faster = replace(table, rows={key: Row(row.ms / 2, row.p90_ms, row.n) for key, row in table.rows.items()})
+    renamed, replace_file = [], records.Path.replace
+
+    def killed(self, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace_file(self, target)
+
+    monkeypatch.setattr(records.Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_table(path, faster)
+    monkeypatch.undo()
+    assert renamed == [path]
+    with pytest.raises(FormatError, match="its digest is another"):
+        load_table(path)
+    save_table(path, faster)
+    assert load_table(path) == faster
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_full_disk_leaves_the_former_table_whole(table, tmp_path, monkeypatch, call):
+    path, sync, calls = tmp_path / "desk.csv", os.fsync, []
+    save_table(path, table)
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(WriteError, match=r"desk\.(csv|json) must be writable, but it is not \(No space left on device\)"):
+        save_table(path, replace(table, name="another"))
+    assert load_table(path) == table
+    assert {p.name for p in tmp_path.iterdir()} == {"desk.csv", "desk.json"}
+
+
+def test_a_table_never_takes_the_place_of_its_card(table, tmp_path):
+    with pytest.raises(UsageError, match=r"such as desk\.csv, but got desk\.json"):
+        save_table(tmp_path / "desk.json", table)
 
 
 def test_a_missing_file_or_card_is_told(table, tmp_path):
@@ -182,98 +310,3 @@ def test_a_missing_file_or_card_is_told(table, tmp_path):
     path.with_suffix(".json").unlink()
     with pytest.raises(NotFoundError, match=r"desk\.json must be an existing JSON file"):
         load_table(path)
-
-
-# -- once-for-all's files --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lookup(tmp_path):
-    """Write one lookup table and read its folder."""
-
-    def read(text):
-        content = text if isinstance(text, bytes) else text.encode()
-        (tmp_path / "160_lookup_table.yaml").write_bytes(content)
-        return load_ofa_yaml(tmp_path)
-
-    return read
-
-
-def test_a_lookup_table_of_one_layer_is_read(lookup):
-    [((resolution, shape), row)] = lookup(f'"{CONV}": {NUMBERS}').rows.items()
-    assert (resolution, shape[:4], row.ms, row.n) == (160, ("conv", 3, 0, 24), 0.5, 10)
-    assert row.p90_ms == pytest.approx(0.628, abs=1e-3)
-
-
-@pytest.mark.parametrize("files", [[], ["160.yaml"], ["readme.txt"]])
-def test_a_folder_without_lookup_tables_is_told(tmp_path, files):
-    for name in files:
-        (tmp_path / name).write_text("x")
-    with pytest.raises(NotFoundError, match=r"must hold <resolution>_lookup_table\.yaml files, but has none"):
-        load_ofa_yaml(tmp_path)
-    with pytest.raises(NotFoundError, match="but has none"):
-        load_ofa_yaml(tmp_path / "nowhere")
-
-
-DAMAGED_YAML = {
-    "empty": "",
-    "a list": "[1, 2]",
-    "cut": f'"{CONV}": {{mean: 0.5',
-    "bytes that are no text": b"\xff\xfe\x00\x81",
-    "an unknown layer": f"Deconv-input:1: {NUMBERS}",
-    "a layer that is a number": f"1: {NUMBERS}",
-    "a layer that is null": f"~: {NUMBERS}",
-    "no mean": f'"{CONV}": {{count: 10}}',
-    "a number without names": f'"{CONV}": 0.5',
-    "a negative mean": f'"{CONV}": {{count: 10, mean: -0.5}}',
-    "a mean that is nan": f'"{CONV}": {{count: 10, mean: .nan}}',
-    "a mean that is infinite": f'"{CONV}": {{count: 10, mean: .inf}}',
-    "a mean that is text": f'"{CONV}": {{count: 10, mean: fast}}',
-    "a mean beyond all floats": f'"{CONV}": {{count: 10, mean: 1{"0" * 400}}}',
-    "a mean beyond all digits": f'"{CONV}": {{count: 10, mean: 1{"0" * 5000}}}',
-    "a count that is infinite": f'"{CONV}": {{count: .inf, mean: 0.5}}',
-    "a std that is text": f'"{CONV}": {{count: 10, mean: 0.5, std: wide}}',
-    "a std that is nan": f'"{CONV}": {{count: 10, mean: 0.5, std: .nan}}',
-    "a date that does not exist": f'"{CONV}": 2001-99-99',
-    "a mapping that holds itself": f'"{CONV}": &a {{count: 10, mean: *a}}',
-}
-
-
-@pytest.mark.parametrize("text", DAMAGED_YAML.values(), ids=DAMAGED_YAML)
-def test_a_damaged_lookup_table_is_refused(lookup, text):
-    with pytest.raises(FormatError, match=r"(160_lookup_table\.yaml|a layer of a lookup table) must "):
-        lookup(text)
-
-
-CODE = {
-    "apply": '!!python/object/apply:os.system ["touch {0}"]',
-    "apply with keywords": '!!python/object/apply:subprocess.check_call {{args: [["touch", "{0}"]]}}',
-    "new": '!!python/object/new:os.system ["touch {0}"]',
-    "name": "!!python/name:os.system",
-    "tuple": "!!python/tuple [1, 2]",
-}
-
-
-@pytest.mark.parametrize("tag", CODE.values(), ids=CODE)
-@pytest.mark.parametrize("place", ["{}", f'"{CONV}": {{}}', f'"{CONV}": {{{{count: 10, mean: {{}} }}}}'])
-def test_code_in_a_lookup_table_is_refused_and_never_runs(lookup, tmp_path, tag, place):
-    marker = tmp_path / "ran"
-    with pytest.raises(FormatError, match=r"must be a YAML lookup table, but .* could not determine a constructor"):
-        lookup(place.format(tag.format(marker)))
-    assert not marker.exists()
-
-
-def test_the_refusal_of_a_swollen_lookup_table_stays_short(lookup):
-    levels = ["&a0 [x, x, x, x, x, x, x, x, x, x]", *(f"&a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 4))]
-    with pytest.raises(FormatError, match="must give count and mean") as refusal:
-        lookup(f'"{CONV}": [{", ".join(levels)}]')
-    assert len(str(refusal.value)) < 1000
-
-
-@pytest.mark.parametrize("text", ["[" * 200_000, "a: " + "{b: " * 50_000, "- " * 50_000], ids=["lists", "mappings", "bullets"])
-def test_a_lookup_table_nested_without_end_does_not_crash_the_process(tmp_path, text):
-    (tmp_path / "160_lookup_table.yaml").write_text(text)
-    script = f"from pathlib import Path; from ofasearch.latency.table import load_ofa_yaml; load_ofa_yaml(Path({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.returncode
-    assert "ofasearch.errors.FormatError" in done.stderr
