@@ -49,7 +49,7 @@ def sample(name: str, n: int, seed: int, as_json: bool) -> None:
 @click.option("--space", "name", help="Space of a subnet that is given as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def cost(subnet: str, name: str | None, as_json: bool) -> None:
-    """MACs, parameters and peak activation memory of SUBNET (arch id, JSON with ks, e, d, r, or subnet.pt)."""
+    """MACs, parameters and peak activation memory of SUBNET (arch id, JSON with ks, e, d, r, subnet.pt, or net.config)."""
     from ofasearch.jobs.subnet import cost as job
 
     answer(job(subnet, name), as_json=as_json)

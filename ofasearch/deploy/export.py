@@ -16,16 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ofasearch.errors import ArchError, VerificationError
 from ofasearch.space.core import Act, Blueprint, LayerSpec
-from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes
+from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes, layer_key
 
 OPSET = 17
 IR_VERSION = 8  # what opset 17 came with; older runtimes read it too
 TOLERANCE = 1e-4  # largest difference of a logit between the torch network and its ONNX file
-
-
-def layer_key(spec: LayerSpec, index: int) -> str:
-    """The prefix under which a network's arrays for its layer number `index` are kept."""
-    return spec.slot or f"layers.{index}"
 
 
 def build_onnx(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.data import DataSet, Preprocessing
-from ofasearch.deploy.export import TOLERANCE, build_onnx, layer_key, verify
+from ofasearch.deploy.export import TOLERANCE, build_onnx, verify
 from ofasearch.errors import FormatError, MismatchError
 from ofasearch.evaluate.members import Members
 from ofasearch.latency.measure import OnnxModel
@@ -23,7 +23,7 @@ from ofasearch.records import parse_json, write_atomic, write_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Arch, Blueprint, Codes, LayerSpec, Space
 from ofasearch.space.static import net_config, run_config
 from ofasearch.supernet.torchfile import load_plain
-from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, slice_network
+from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, layer_key, slice_network
 
 FORMAT = "ofasearch-subnet-1"
 CHECK_IMAGES = 256

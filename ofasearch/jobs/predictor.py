@@ -11,7 +11,7 @@ import numpy as np
 
 from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError
-from ofasearch.jobs.subnet import parse_codes, space_of
+from ofasearch.jobs.network import parse_codes, space_of
 from ofasearch.predictor import Encoder, FitConfig, Pairs, Predictor, check, encoder_of, fit, read_pairs, save_predictor
 from ofasearch.records import provenance
 from ofasearch.space.families import get_space

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from ofasearch import zoo
 from ofasearch.data import DataSet, Preprocessing, Split, SplitName, load_data
-from ofasearch.errors import ArchError, CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
+from ofasearch.errors import CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.jobs.deliver import (
     Subnet,
     calibrated_subnet,
@@ -24,49 +23,13 @@ from ofasearch.jobs.deliver import (
     to_network,
     uncalibrated_subnet,
 )
+from ofasearch.jobs.network import is_file, parse_codes, read_network
 from ofasearch.latency.measure import OnnxModel, StopRule, fingerprint, load_warning, stopwatch, timing_json
 from ofasearch.predictor import load_predictor
 from ofasearch.records import parse_json, read_json, write_atomic
-from ofasearch.space.core import Codes, Settings, Space
 from ofasearch.space.costs import costs
-from ofasearch.space.families import DESIGNS, get_space
+from ofasearch.space.families import get_space
 from ofasearch.supernet.weights import load_weights
-
-
-def parse_codes(text: str, space: Space) -> Codes:
-    """Codes (g,) of an arch id or a JSON object with `ks`, `e`, `d`, `r`.
-
-    Raises ArchError.
-    """
-    if not text.lstrip().startswith("{"):
-        return np.array(space.parse(text).codes, dtype=np.int64)
-    try:
-        record: Mapping[str, Any] = parse_json(text)
-        r = record["r"][0] if isinstance(record["r"], list) else record["r"]
-        ks, e, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record["ks"], record["e"], record["d"], r))
-        if r.shape != (1,):
-            raise ValueError("r is no single number")
-        settings = Settings(ks, e, d, r)
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise ArchError(f"a subnet in JSON must hold integers ks, e, d and r, but it cannot be read: {error}") from error
-    codes: Codes = space.from_settings(settings)[0]
-    return codes
-
-
-def space_of(text: str, default: str | None) -> Space:
-    """The space that a subnet's text names, else the default.
-
-    Raises UsageError when neither names one.
-    """
-    name = text.partition("@")[0]
-    if default is None and name not in DESIGNS:
-        raise UsageError("a subnet given as JSON needs --space to say what it belongs to")
-    return get_space(default or name)
-
-
-def is_file(text: str) -> bool:
-    """Whether a subnet's text names a file; JSON may be longer than the system lets a name be."""
-    return not text.lstrip().startswith("{") and Path(text).is_file()
 
 
 def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None = None, no_bn: bool = False) -> Subnet:
@@ -94,11 +57,8 @@ def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None 
 
 
 def cost(text: str, space: str | None = None) -> dict[str, Any]:
-    """`space cost`: MACs, parameters and peak activation bytes of one subnet."""
-    if text.endswith(".pt") and is_file(text):
-        return asdict(costs(load_subnet(Path(text))[0].blueprint))
-    found = space_of(text, space)
-    return asdict(costs(found.blueprint(parse_codes(text, found))))
+    """`space cost`: MACs, parameters and peak activation bytes of one network, however it is named."""
+    return asdict(costs(read_network(text, space=space).blueprint))
 
 
 def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str | None = None) -> dict[str, Any]:

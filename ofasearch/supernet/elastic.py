@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_weight
 
 from ofasearch.errors import ArchError
 from ofasearch.space.core import Act, Blueprint, LayerSpec
+from ofasearch.supernet.weights import layer_key
 
 FILTER_COLUMNS = 3  # of depthwise filters, differentiated at once
 CACHED = 2**22  # floats of their images that are copied at once
@@ -194,7 +195,7 @@ class Network(nn.Module):
     def __init__(self, blueprint: Blueprint):
         super().__init__()
         self.blueprint = blueprint
-        self._paths = tuple(spec.slot or f"layers.{index}" for index, spec in enumerate(blueprint))
+        self._paths = tuple(layer_key(spec, index) for index, spec in enumerate(blueprint))
         for path, spec in zip(self._paths, blueprint, strict=True):
             _attach(self, path, build_layer(spec))
 

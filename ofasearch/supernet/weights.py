@@ -113,6 +113,11 @@ def slice_network(weights: Mapping[str, A], blueprint: Blueprint) -> dict[str, A
     return {f"{spec.slot}.{name}": array for spec in blueprint for name, array in slice_layer(weights, spec).items()}
 
 
+def layer_key(spec: LayerSpec, index: int) -> str:
+    """The prefix of the arrays of a network's layer number `index`: its slot, or a name of its own in a static network."""
+    return spec.slot or f"layer{index}"
+
+
 def norm_names(spec: LayerSpec) -> tuple[tuple[str, int], ...]:
     """The batch norms of a layer in order of computation: (name inside the layer, channels)."""
     if spec.kind == "conv":

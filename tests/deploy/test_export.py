@@ -154,7 +154,7 @@ def test_every_activation_is_exported(act):
 
 def test_relu6_stops_at_six():
     spec = LayerSpec(slot="", kind="conv", c_in=1, c_mid=0, c_out=1, hw_in=2, act="relu6", norm=False)
-    model = OnnxModel(build_onnx((spec,), {"layers.0.conv.weight": np.ones((1, 1, 1, 1), dtype=np.float32)}))
+    model = OnnxModel(build_onnx((spec,), {"layer0.conv.weight": np.ones((1, 1, 1, 1), dtype=np.float32)}))
     x = np.array([-1, 3, 6, 100], dtype=np.float32).reshape(1, 1, 2, 2)
     assert model(x).ravel().tolist() == [0, 3, 6, 6]
 

@@ -1,0 +1,113 @@
+"""What a user names when only the layers of a network matter: an arch id, settings, a subnet.pt, or a published net.config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofasearch.errors import ArchError, NotFoundError, UsageError
+from ofasearch.jobs.deliver import Subnet, load_subnet
+from ofasearch.records import parse_json
+from ofasearch.space.core import Blueprint, Codes, Settings, Space
+from ofasearch.space.families import find_design, get_space
+from ofasearch.space.static import read_net_config
+
+NET_CONFIG = "net.config"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """The layers of one network; `space` and `codes` (g,) where it belongs to a design space."""
+
+    name: str
+    blueprint: Blueprint
+    space: Space | None = None
+    codes: Codes | None = None
+
+    @property
+    def resolution(self) -> int:
+        """Input height = width, pixels."""
+        return self.blueprint[0].hw_in
+
+
+def read_network(text: str, *, space: str | None = None) -> Network:
+    """The network that `text` names: an arch id, a JSON object with `ks`, `e`, `d`, `r` (with `space`), a subnet.pt, or a net.config.
+
+    A net.config is a file of that name, or the folder that holds one, with its run.config beside it.
+    Raises ArchError, FormatError, NotFoundError, UsageError.
+    """
+    config = _net_config(text)
+    if config is not None:
+        return Network(name=config.resolve().parent.name, blueprint=read_net_config(config))
+    if text.endswith(".pt") or is_file(text):
+        return _of_subnet(load_subnet(Path(text))[0])
+    found = space_of(text, space)
+    codes = parse_codes(text, found)
+    return Network(name=found.arch(codes).id, blueprint=found.blueprint(codes), space=found, codes=codes)
+
+
+def _net_config(text: str) -> Path | None:
+    if text.lstrip().startswith("{"):
+        return None  # JSON may be longer than the system lets a name be
+    path = Path(text)
+    if path.name.endswith(NET_CONFIG):
+        return path
+    return path / NET_CONFIG if path.is_dir() else None
+
+
+def _of_subnet(subnet: Subnet) -> Network:
+    """The network of a subnet.pt; it belongs to the space that it names only if it has the layers that its id says."""
+    try:
+        space = get_space(subnet.arch.space, classes=subnet.classes).with_resolutions([subnet.blueprint[0].hw_in])
+        codes = parse_codes(subnet.arch.id, space)
+    except (ArchError, NotFoundError):
+        return Network(name=subnet.arch.id, blueprint=subnet.blueprint)
+    if [spec.shape for spec in space.blueprint(codes)] != [spec.shape for spec in subnet.blueprint]:
+        return Network(name=subnet.arch.id, blueprint=subnet.blueprint)
+    return Network(name=subnet.arch.id, blueprint=subnet.blueprint, space=space, codes=codes)
+
+
+def parse_codes(text: str, space: Space) -> Codes:
+    """Codes (g,) of an arch id or a JSON object with `ks`, `e`, `d`, `r`.
+
+    Raises ArchError.
+    """
+    if not text.lstrip().startswith("{"):
+        return np.array(space.parse(text).codes, dtype=np.int64)
+    try:
+        record: Mapping[str, Any] = parse_json(text)
+        r = record["r"][0] if isinstance(record["r"], list) else record["r"]
+        ks, e, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record["ks"], record["e"], record["d"], r))
+        if r.shape != (1,):
+            raise ValueError("r is no single number")
+        settings = Settings(ks, e, d, r)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise ArchError(f"a subnet in JSON must hold integers ks, e, d and r, but it cannot be read: {error}") from error
+    codes: Codes = space.from_settings(settings)[0]
+    return codes
+
+
+def space_of(text: str, default: str | None) -> Space:
+    """The space that a subnet's text names, else the default.
+
+    Raises UsageError when neither names one.
+    """
+    name = text.partition("@")[0]
+    if default is None:
+        try:
+            find_design(name)
+        except NotFoundError:
+            raise UsageError(
+                "a subnet must be an arch id, a subnet.pt, a net.config or JSON (with --space to say what it belongs to), "
+                f"but got '{text[:80]}'"
+            ) from None
+    return get_space(default or name)
+
+
+def is_file(text: str) -> bool:
+    """Whether a subnet's text names a file; JSON may be longer than the system lets a name be."""
+    return not text.lstrip().startswith("{") and Path(text).is_file()
