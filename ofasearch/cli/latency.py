@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.explain import explain
 from ofasearch.cli.latency_files import diff_tables, export_table, import_table, list_tables, merge_tables, show_table
 
 
@@ -15,7 +16,7 @@ def latency() -> None:
     """Latency tables."""
 
 
-for command in (list_tables, show_table, import_table, export_table, merge_tables, diff_tables):
+for command in (list_tables, show_table, import_table, export_table, merge_tables, diff_tables, explain):
     latency.add_command(command)
 
 

@@ -22,6 +22,8 @@ COMMANDS: Commands = {
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),
     "bench": ("ofasearch.cli.subnet", "bench", "Time an ONNX file on this machine."),
     "inspect": ("ofasearch.cli.subnet", "inspect", "Show what a file says of itself."),
+    "explain": ("ofasearch.cli.explain", "explain", "Where the milliseconds and MACs of a network go."),
+    "diff": ("ofasearch.cli.explain", "diff", "What changes in time and size between two networks."),
     "predictor": ("ofasearch.cli.predictor", "predictor", "Fit, check and use accuracy predictors."),
     "latency": ("ofasearch.cli.latency", "latency", "Latency tables."),
     "supernet": ("ofasearch.cli.supernet", "supernet", "Shipped supernets and their measured members."),

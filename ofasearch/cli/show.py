@@ -41,6 +41,18 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{plain(name).ljust(width)}  {plain(value)}" for name, value in rows)
 
 
+def picture(lines: Sequence[str]) -> str:
+    """Drawn lines as one text; in ASCII where the output cannot carry more."""
+    text = "\n".join(map(plain, lines))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        from ofasearch.report.curves import to_ascii
+
+        return to_ascii(text)
+    return text
+
+
 def duration(seconds: float) -> str:
     """Seconds for people."""
     if seconds < 100:

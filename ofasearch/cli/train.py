@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,15 +292,10 @@ def _show(folders: Sequence[Path], as_json: bool, quiet: bool) -> None:
 
 
 def _curves(drawing: Drawing) -> str:
-    """The drawing as wide as the terminal, at most 80 columns; without braille where the output cannot carry it."""
-    from ofasearch.report.curves import to_ascii, to_text
+    """The drawing as wide as the terminal, at most 80 columns."""
+    from ofasearch.report.curves import to_text
 
-    lines = [show.plain(line) for line in to_text(drawing, max(40, min(80, shutil.get_terminal_size().columns)))]
-    try:
-        "\n".join(lines).encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        lines = [to_ascii(line) for line in lines]
-    return "\n".join(lines)
+    return show.picture(to_text(drawing, max(40, min(80, shutil.get_terminal_size().columns))))
 
 
 def _last_line(run: Run) -> str:

@@ -202,8 +202,9 @@ def to_text(drawing: Drawing, width: int = 80) -> tuple[str, ...]:
 
 
 def to_ascii(line: str) -> str:
-    """A line of `to_text` for a terminal that knows no more than ASCII."""
+    """A line of curves or bars for a terminal that knows no more than ASCII."""
     known = {"─": "-", "┴": "+", "└": "+", "┤": "|", "│": "|", "┊": ":", "…": "~"}
+    known |= dict.fromkeys("█▉▊▋▌▐", "#") | dict.fromkeys("▍▎▏", " ")
     return "".join(c if c.isascii() else known.get(c, "*" if 0x2800 < ord(c) < 0x2900 else "?") for c in line)
 
 
@@ -294,7 +295,7 @@ def to_png(drawing: Drawing) -> bytes:
     with style.context("default", after_reset=True):
         figure = Figure(figsize=(9, 8), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(_legible(drawing.title), fontsize=12, fontweight="bold", color=INK, parse_math=False)
+        figure.suptitle(legible(drawing.title), fontsize=12, fontweight="bold", color=INK, parse_math=False)
         axes: list[Axes] = list(figure.subplots(len(drawing.panels), 1, sharex=True, height_ratios=(3, 4, 2)))
         first, last = drawing.span
         axes[0].set_xlim(first - 0.5, last + 0.5)
@@ -349,7 +350,7 @@ def _name_bands(axis: Axes, drawing: Drawing) -> None:
     """The names of the phases above the panel, over their beginnings."""
     width = 105  # letters of this size that stand side by side
     first, last = drawing.span
-    names = [_legible(short(band.name or "unnamed", 20)) for band in drawing.bands]
+    names = [legible(short(band.name or "unnamed", 20)) for band in drawing.bands]
     places = [round((band.first - first) / (last - first + 1) * width) for band in drawing.bands]
     for name, (row, start) in zip(names, _staggered(places, [len(name) for name in names], width), strict=True):
         if row < NAME_ROWS:
@@ -375,11 +376,11 @@ def _legends(figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel]) -> N
         columns = 2 if max(map(len, texts)) > 24 else 4
         legend = figure.legend(handles, blank, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     for label, text in zip(legend.get_texts(), texts, strict=True):
-        label.set_text(_legible(text))
+        label.set_text(legible(text))
         label.set_parse_math(False)
 
 
-def _legible(text: str) -> str:
+def legible(text: str) -> str:
     """The text with ? for what the picture's font does not know."""
     from matplotlib.font_manager import findfont, get_font
 
@@ -388,4 +389,4 @@ def _legible(text: str) -> str:
 
 
 __all__ = ["LANDMARKS", "MARKS", "Band", "Drawing", "Panel", "Run", "Series", "bands", "draw_comparison", "draw_run", "is_line", "short"]
-__all__ += ["to_ascii", "to_png", "to_text"]
+__all__ += ["COLOURS", "INK", "QUIET", "legible", "to_ascii", "to_png", "to_text"]

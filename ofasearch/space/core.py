@@ -72,6 +72,15 @@ Blueprint = tuple[LayerSpec, ...]
 Price = Callable[[LayerSpec], float]
 
 
+def resized(blueprint: Blueprint, resolution: int) -> Blueprint:
+    """The same layers for another input size (height = width, pixels); each takes what the one before it leaves."""
+    layers, size = [], resolution
+    for spec in blueprint:
+        layers.append(replace(spec, hw_in=size))
+        size = layers[-1].hw_out
+    return tuple(layers)
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """A gene is present only where the code of gene `gene` is at least `at_least`."""
