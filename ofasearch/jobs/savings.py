@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,12 @@ def _too_much(space: Space, codes: Codes, rows: Codes, genes: Codes, saving: npt
         return InfeasibleError(f"--save must be what a single change of {name} can save, but none saves anything; got {show_ms(save_ms)}")
     best = int(saving.argmax())
     return InfeasibleError(
-        f"--save must be at most {show_ms(float(saving[best]))}, the largest saving of a single change of {name} "
+        f"--save must be at most {_rounded_down(float(saving[best]))} ms, the largest saving of a single change of {name} "
         f"({_what(space, codes, rows[best], int(genes[best]))}), but got {show_ms(save_ms)}"
     )
+
+
+def _rounded_down(ms: float) -> str:
+    """Four digits that do not say more than there is: who asks for them gets an answer."""
+    unit = 10.0 ** (math.floor(math.log10(ms)) - 3)
+    return f"{math.floor(ms / unit) * unit:.4g}"

@@ -71,8 +71,8 @@ class Correction:
     nets: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 < self.slope <= SLOPE_LIMIT and abs(self.offset_ms) <= MS_LIMIT):
-            raise ValueError(f"slope must be positive and offset finite, but got {self}")
+        if not (0 < self.slope <= SLOPE_LIMIT and abs(self.offset_ms) <= MS_LIMIT and type(self.nets) is int and self.nets >= 0):
+            raise ValueError(f"slope must be positive, offset finite and nets a count, but got {self}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURES = (".svg", ".png")
-BARS = (8, 72)  # fewest and most columns of bars
+BARS = 8  # columns of bars at least
 WIDE = 100  # columns from which parameters are shown too
 EIGHTHS = " ▏▎▍▌▋▊▉"
 DEAR = 3  # layers named as poor value
@@ -208,7 +208,7 @@ def _lay_out(lines: Sequence[_Line], total: _Line, heads: Sequence[str], width: 
     what = max(min(most, len(line.what)) for line in everything)
     columns = [max(len(head), *(len(line.figures[i]) for line in everything)) for i, head in enumerate(heads)]
     left = width - name - what - sum(columns) - 2 * (len(columns) + 2)
-    bars = max(BARS[0], min(BARS[1], left))
+    bars = max(BARS, left)
     scale = max((abs(line.value) for line in lines if line.value is not None), default=0.0)
 
     def row(line: _Line) -> str:
