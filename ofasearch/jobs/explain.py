@@ -7,13 +7,13 @@ networks only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ofasearch import zoo
-from ofasearch.errors import MismatchError, UsageError
+from ofasearch.errors import UsageError
 from ofasearch.jobs.deliver import load_subnet
 from ofasearch.jobs.judge import Judge, find_judge
 from ofasearch.jobs.latency import LatencyProgress, cpu_table
@@ -25,12 +25,12 @@ from ofasearch.latency.measure import check_run
 from ofasearch.latency.table import LatencyTable, describe
 from ofasearch.records import write_atomic
 from ofasearch.report.explain import PICTURES, draw_account, draw_difference
-from ofasearch.space.core import Blueprint, Gene, Slot, Space, resized
+from ofasearch.space.core import Gene, Slot, Space, resized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
-    """By what the networks of a question are priced and judged; None where it is not asked or is the target's own."""
+    """By what the networks of a question are priced and judged; None where it is not asked."""
 
     target: str | None = None
     space: str | None = None
@@ -151,9 +151,11 @@ def explain(request: ExplainRequest) -> Iterator[LatencyProgress | ExplainResult
     judge = find_judge([network], pricing.predictor, _digests([(request.subnet, network)]))
     table, savings = None, None
     if pricing.target is not None:
-        space = _own_space(network, [network.resolution])
         if request.save_ms is not None:
             space = _choices(network, judge, request.resolutions)
+        else:
+            sizes = [network.resolution]
+            space = _measured_space(network, sizes) if pricing.target == "cpu" else _space_of(sizes, network)
         table = yield from _table(space, pricing)
         found = account(network.blueprint, table)
         if request.save_ms is not None:
@@ -235,10 +237,7 @@ def _digests(given: Sequence[tuple[str, Network]]) -> frozenset[str]:
 
 
 def _table(space: Space, pricing: Pricing) -> Generator[LatencyProgress, None, LatencyTable]:
-    """The table of the target for all that the space holds.
-
-    Raises MismatchError where it was made for another batch or number of threads than asked.
-    """
+    """The table of the target for all that the space holds; this machine is measured for it."""
     table: LatencyTable | None = None
     if pricing.target == "cpu":
         for event in cpu_table(space, batch=_or_one(pricing.batch), threads=_or_one(pricing.threads)):
@@ -248,44 +247,38 @@ def _table(space: Space, pricing: Pricing) -> Generator[LatencyProgress, None, L
                 yield event
         assert table is not None  # the measurement ends with it or raises
         return table
-    table = zoo.get_table(str(pricing.target), space, batch=_or_one(pricing.batch))
-    for name, asked, made in (("batch", pricing.batch, table.key.batch), ("threads", pricing.threads, table.key.threads)):
-        if asked is not None and asked != made:
-            raise MismatchError(f"--{name} must be {made} for latency table {table.name}, which was made so, but got {asked}")
-    return table
+    return zoo.get_table(str(pricing.target), space, batch=_or_one(pricing.batch), threads=pricing.threads)
 
 
 def _tables(a: Network, b: Network, pricing: Pricing) -> Generator[LatencyProgress, None, tuple[LatencyTable, LatencyTable]]:
     """The tables of A at both resolutions and of B: one table, but for this machine measured in two spaces."""
     sizes = sorted({a.resolution, b.resolution})
-    if a.space is not None and b.space is not None and (a.space.name, a.space.classes) == (b.space.name, b.space.classes):
-        table = yield from _table(a.space.with_resolutions(sizes), pricing)
-        return table, table
-    if pricing.target == "cpu":
-        ours = yield from _table(_own_space(a, sizes), pricing)
-        theirs = yield from _table(_own_space(b, [b.resolution]), pricing)
+    alike = a.space is not None and b.space is not None and (a.space.name, a.space.classes) == (b.space.name, b.space.classes)
+    if pricing.target == "cpu" and not alike:
+        ours = yield from _table(_measured_space(a, sizes), pricing)
+        theirs = yield from _table(_measured_space(b, [b.resolution]), pricing)
         return ours, theirs
-    table = yield from _table(_space_of({r: (*resized(a.blueprint, r), *resized(b.blueprint, r)) for r in sizes}), pricing)
+    space = _measured_space(a, sizes) if pricing.target == "cpu" else _space_of(sizes, a, b)
+    table = yield from _table(space, pricing)
     return table, table
 
 
-def _own_space(network: Network, resolutions: Sequence[int]) -> Space:
-    """What is priced of a network's space; of a network that belongs to none, itself alone."""
-    if network.space is not None:
-        return network.space.with_resolutions(resolutions)
-    return _space_of({r: resized(network.blueprint, r) for r in resolutions})
+def _measured_space(network: Network, resolutions: Sequence[int]) -> Space:
+    """What is measured for a network: its space, whose other networks fit and check the sums, or itself where it has none."""
+    return network.space.with_resolutions(resolutions) if network.space is not None else _space_of(resolutions, network)
 
 
-def _space_of(networks: Mapping[int, Blueprint]) -> Space:
-    """A space that holds the same layers at several resolutions and nothing else."""
+def _space_of(resolutions: Sequence[int], *networks: Network) -> Space:
+    """A space of nothing but the layers of these networks, at several resolutions."""
+    sizes = tuple(sorted(resolutions))
+    layers = {size: [spec for network in networks for spec in resized(network.blueprint, size)] for size in sizes}
 
     def slot(index: int) -> Slot:
-        return Slot(f"layer{index}", (0,), lambda values: networks[values[0]][index])
+        return Slot(f"layer{index}", (0,), lambda values: layers[values[0]][index])
 
-    digest = hashlib.sha256(repr(sorted(networks.items())).encode()).hexdigest()[:12]  # measurements are remembered by name
-    sizes = tuple(sorted(networks))
+    digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:12]  # measurements are remembered by name
     genes = (Gene("resolution", "r", 0, sizes, ("r", 0)),)
-    slots = tuple(slot(index) for index in range(len(networks[sizes[0]])))
+    slots = tuple(slot(index) for index in range(len(layers[sizes[0]])))
     return Space(name=f"layers-{digest}", genes=genes, slots=slots, classes=0, kernels=(), expands=())
 
 
