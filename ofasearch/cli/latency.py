@@ -8,6 +8,7 @@ import click
 
 from ofasearch.cli import show
 from ofasearch.cli.explain import explain
+from ofasearch.cli.latency_estimate import estimate, transfer
 from ofasearch.cli.latency_files import diff_tables, export_table, import_table, list_tables, merge_tables, show_table
 
 
@@ -16,7 +17,7 @@ def latency() -> None:
     """Latency tables."""
 
 
-for command in (list_tables, show_table, import_table, export_table, merge_tables, diff_tables, explain):
+for command in (list_tables, show_table, import_table, export_table, merge_tables, diff_tables, explain, estimate, transfer):
     latency.add_command(command)
 
 

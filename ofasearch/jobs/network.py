@@ -45,6 +45,8 @@ def read_network(text: str, *, space: str | None = None) -> Network:
         return Network(name=config.resolve().parent.name, blueprint=read_net_config(config))
     if text.endswith(".pt") or is_file(text):
         return _of_subnet(load_subnet(Path(text))[0])
+    if _looks_like_a_path(text):
+        raise NotFoundError(f"{text} must be an existing subnet.pt, net.config or folder of one, but there is none")
     found = space_of(text, space)
     codes = parse_codes(text, found)
     return Network(name=found.arch(codes).id, blueprint=found.blueprint(codes), space=found, codes=codes)
@@ -57,6 +59,11 @@ def _net_config(text: str) -> Path | None:
     if path.name.endswith(NET_CONFIG):
         return path
     return path / NET_CONFIG if path.is_dir() else None
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text that names no file was meant to; arch ids hold no slash, JSON begins with a brace."""
+    return "/" in text and not text.lstrip().startswith("{")
 
 
 def _of_subnet(subnet: Subnet) -> Network:

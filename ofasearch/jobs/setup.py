@@ -120,8 +120,13 @@ def table_notes(table: LatencyTable | None) -> list[str]:
         notes.append(
             f"measurements were not remembered, set OFASEARCH_CACHE to a folder that can be written: {table.card['not_remembered']}"
         )
-    if table is not None and table.source == "estimated":
-        notes.append(f"latencies of {table.name} are estimated from its published peaks, not measured")
+    if table is not None and table.source in ("estimated", "interpolated"):
+        how = "estimated from its published peaks" if table.source == "estimated" else "interpolated from few measured layers"
+        error = table.card.get("error")
+        notes.append(
+            f"latencies of {table.name} are {how}, not measured, for batch {table.key.batch}"
+            + (f": {error}" if isinstance(error, str) else "")
+        )
     if table is not None and "measured_at" in table.card:
         notes.append(f"there are tables of {table.name}, but for another question: {'; '.join(table.card['measured_at'])}")
     return notes

@@ -77,7 +77,7 @@ def answers(capsys):
     ("code", "argv", "text"),
     [
         (3, "find --flops 1M", "MACs budget must be at least 4.155 M"),
-        (3, "find --target rtx2080 --latency 1us", "latency budget must be at least 0."),
+        (3, "find --target rtx2080 --latency 1us", "latency budget must be at least 2."),
         (3, "find --flops 5M --params 1k", "parameter budget must be at least"),
         (1, "find --target nowhere --latency 20ms", "target must be cpu, one of"),
         (2, "latency build --space compofa-mbv3-cifar --threads -1 -o t.csv", "--threads 1..1024, but got 1 and -1"),

@@ -87,19 +87,19 @@ def note10(shared_data):
 
 
 def test_published_tables_become_a_target_by_name(answers, note10, shared_data, capsys):
-    told = answers("import", note10, "--name", "note10", "--device", "Samsung Note10", "--runtime", "TF-Lite")
+    told = answers("import", note10, "--name", "phone", "--device", "Samsung Note10", "--runtime", "TF-Lite")
     assert (told["source"], told["rows"], told["resolutions"]) == ("imported", 480, [160, 176, 192, 208, 224])
-    found = load_table(zoo.user_tables() / "note10.csv")
+    found = load_table(zoo.user_tables() / "phone.csv")
     assert (found.key.device, found.key.runtime, found.key.batch) == ("Samsung Note10", "TF-Lite", 1)
     assert found.card["told"] == {"device": "Samsung Note10", "runtime": "TF-Lite"}
-    assert "note10" in {t["name"] for t in answers("list")["tables"]}
+    assert "phone" in {t["name"] for t in answers("list")["tables"]}
     predictor = shared_data / "ofa" / "acc_predictor.pth"
-    command = f"find --space ofa-mbv3-w1.2 --predictor {predictor} --target note10 --latency 20ms --generations 3 --out run --json"
+    command = f"find --space ofa-mbv3-w1.2 --predictor {predictor} --target phone --latency 20ms --generations 3 --out run --json"
     assert run(command.split()) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["latency_source"], answer["latency_ms"] <= 20) == ("imported", True)
     assert run([*command.split(), "--batch", "8"]) == 1
-    assert "target note10 must be known at batch 8, fp32 and threads 1, but its tables are of batch 1" in capsys.readouterr().err
+    assert "target phone must be known at batch 8, fp32 and threads 1, but its tables are of batch 1" in capsys.readouterr().err
 
 
 def test_one_file_is_imported_like_a_folder(answers, note10, desk):
