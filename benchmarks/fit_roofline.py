@@ -47,7 +47,8 @@ def fits(nets: dict[str, list[tuple[str, Blueprint, float]]]) -> dict[str, Fit]:
     found: dict[str, Fit] = {}
     for name, known in FITS.items():
         launch = found["v100"].constants.launch_us if len(nets[name]) < 4 else None
-        found[name] = fit(_measured(nets[name]), DEVICES[name], known.batch, depthwise=known.constants.depthwise, launch_us=launch)
+        fixed: dict[str, Any] = {"depthwise": known.constants.depthwise, "family": known.family, "launch_us": launch}
+        found[name] = fit(_measured(nets[name]), DEVICES[name], known.batch, **fixed)
     return found
 
 

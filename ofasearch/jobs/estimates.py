@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from ofasearch.space.core import SHAPE_FIELDS, Space
 from ofasearch.space.families import get_space
 
 SPACES = ("ofa-mbv3-w1.0", "ofa-mbv3-w1.2", "ofa-mbv3-cifar")  # the layers of CompOFA's spaces are among theirs
+TFLOPS, GBS = (1e-6, 1e4), (1e-3, 1e6)  # from a microcontroller to a rack
 PLAUSIBLE = (0.2, 5.0)  # a measured network further from its estimate than this is rather one of another batch or unit
 
 
@@ -95,9 +95,13 @@ def _device(request: EstimateRequest) -> Device:
         raise UsageError("--peak-tflops and --bandwidth must be given together, but one is missing")
     if request.device in DEVICES:
         raise UsageError(f"the peaks of {request.device} are known; leave out --peak-tflops and --bandwidth, or give another --device name")
-    if not all(peak is not None and 0 < peak < math.inf for peak in peaks) or not request.device.isprintable() or not request.device:
-        raise UsageError("--peak-tflops and --bandwidth must be positive numbers and --device a name")
     tflops, gbs = (float(peak or 0) for peak in peaks)
+    if not (TFLOPS[0] <= tflops <= TFLOPS[1] and GBS[0] <= gbs <= GBS[1]):
+        raise UsageError(
+            f"--peak-tflops must be {TFLOPS[0]:g} to {TFLOPS[1]:g} and --bandwidth {GBS[0]:g} to {GBS[1]:g}, but got {tflops:g} and {gbs:g}"
+        )
+    if not request.device.isprintable() or not request.device:
+        raise UsageError("--device must be a name")
     return Device(request.device, tflops, gbs, "given by the user", request.like or "v100")
 
 
@@ -107,7 +111,10 @@ def _calibrated(
     """The table scaled to the timed networks, and what should make its reader think."""
     times = [timed.latency_ms for timed in request.timed]
     measured = [(network.blueprint, ms) for network, ms in zip(networks, times, strict=True)]
-    correction, left_out = calibrate(measured, device, request.batch)
+    try:
+        correction, left_out = calibrate(measured, device, request.batch)
+    except ValueError as why:
+        raise UsageError(f"the timed networks cannot be those of {device.name} at batch {request.batch}: {why}") from why
     if left_out is None:
         error = f"scaled to one network measured at batch {request.batch}; {ONE_NETWORK}"
     else:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.latency.roofline import kernels
-from ofasearch.latency.table import ANY, LatencyTable, Row, Shape, layer_of
+from ofasearch.latency.table import ANY, MS_LIMIT, LatencyTable, Row, Shape, layer_of
 from ofasearch.space.core import LayerSpec
 
 Key = tuple[int, Shape]  # of a row: input resolution (or ANY) and layer
@@ -39,7 +39,8 @@ class Transfer:
 def transfer(known: LatencyTable, probes: LatencyTable) -> Transfer:
     """A table of the probes' device with all layers of `known`: probes stay as they are, the others are interpolated.
 
-    Raises MismatchError when the tables are of different batches, UsageError when fewer than LEAST_PROBES layers are in both.
+    Raises MismatchError when the tables are of different batches or unlike each other, UsageError when fewer than LEAST_PROBES
+    layers are in both.
     """
     if any(row.ms <= 0 for row in known.rows.values()):
         raise MismatchError(f"every layer of {known.name} must take time, but one takes 0 ms")
@@ -59,7 +60,10 @@ def transfer(known: LatencyTable, probes: LatencyTable) -> Transfer:
     predict = _fitted(features[at], ratios)
     errors = np.abs(np.exp(_held_out(features[at], ratios) - ratios) - 1)
     spread = float(np.median([row.p90_ms / row.ms for _, row in pairs]))
-    times = known_ms * np.exp(predict(features))
+    with np.errstate(over="ignore"):
+        times = known_ms * np.exp(predict(features))
+    if not ((times > 0) & (times * spread <= MS_LIMIT)).all():
+        raise MismatchError(f"layers of {probes.name} must resemble those of {known.name}, but some would take no time or forever")
     rows: dict[Key, Row] = {key: Row(float(ms), float(ms) * spread, 0, "interpolated") for key, ms in zip(wanted, times, strict=True)}
     rows |= dict(pairs) | {key: row for key, row in probes.rows.items() if not _targets(known, key)}
     mape, worst = float(errors.mean()), float(errors.max())
@@ -75,7 +79,7 @@ def transfer(known: LatencyTable, probes: LatencyTable) -> Transfer:
 def choose_probes(known: LatencyTable, n: int = 20) -> tuple[Key, ...]:
     """The n rows that tell most about a new device: greedily those with the largest determinant of the regression (D-optimal).
 
-    Twenty are enough, ten are not: there are eleven features. Raises UsageError when the table has fewer rows.
+    Twenty are enough, ten are not: there are twelve features. Raises UsageError when the table has fewer rows.
     """
     keys = list(known.rows)
     if not 1 <= n <= len(keys):

@@ -126,7 +126,7 @@ def test_failures_are_one_sentence(code, argv, text, folder, capsys):
         from ofasearch.latency.table import save_table
 
         table = estimated_table(get_space("ofa-mbv3-w1.0"), DEVICES["rtx2080"])
-        save_table(folder / "poor.csv", type(table)("poor", table.key, "estimated", table.rows))
+        save_table(folder / "poor.csv", type(table)("poor", table.key, table.rows))
     assert evaluate(*argv.split()) == code
     printed, said = capsys.readouterr()
     assert printed == ""

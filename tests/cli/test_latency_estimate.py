@@ -127,8 +127,9 @@ def test_people_read_the_same(capsys):
     [
         (1, ["--device", "rtx"], "device must be one of rtx2080"),
         (2, ["--device", "mycard", "--peak-tflops", "4"], "must be given together"),
-        (2, ["--device", "mycard", "--peak-tflops", "nan", "--bandwidth", "1"], "must be positive numbers"),
-        (2, ["--device", "mycard", "--peak-tflops", "-1", "--bandwidth", "1"], "must be positive numbers"),
+        (2, ["--device", "mycard", "--peak-tflops", "nan", "--bandwidth", "1"], "--peak-tflops must be 1e-06 to 10000"),
+        (2, ["--device", "mycard", "--peak-tflops", "4", "--bandwidth", "-1"], "--bandwidth 0.001 to 1e+06"),
+        (2, ["--device", "rtx2080", "--calibrate", f"{NET}=1e12s"], "cannot be those of rtx2080 at batch 1"),
         (2, ["--device", "rtx2080", "--peak-tflops", "4", "--bandwidth", "1"], "are known; leave out"),
         (2, ["--device", "rtx2080", "--like", "abacus"], "--like must be one of"),
         (2, ["--device", "rtx2080", "--batch", "0"], "batch"),

@@ -141,6 +141,15 @@ def test_networks_with_an_offset_show_it_when_they_are_wide_apart():
     assert worse > 0.05
 
 
+def test_no_network_gets_a_negative_latency():
+    """A line through slow large networks would start below zero; the scale alone does not."""
+    nets = [IMAGENET.blueprint(codes) for codes in (IMAGENET.smallest(), *IMAGENET.sample(3, np.random.default_rng(2)), IMAGENET.largest())]
+    measured = [(b, 2 * network_ms(b, CARD, 64) - 3) for b in nets]
+    correction, error = calibrate(measured, CARD, 64)
+    assert (correction.offset_ms, correction.slope > 1) == (0, True)
+    assert error > 0.01
+
+
 def test_equal_networks_give_no_offset():
     measured = list(zip(networks(1) * 4, (10.0, 10.5, 9.5, 10.2), strict=True))
     correction, error = calibrate(measured, CARD, 64)
@@ -170,6 +179,7 @@ def test_a_calibration_without_latency_is_refused(measured):
 def test_a_card_says_how_wrong_it_may_be_and_at_which_batch(device):
     fitted_at = FITS[device.like].batch
     text = error_text(device, fitted_at)
+    assert FITS[device.like].family in estimated_table(SPACE, device, batch=7).card["constants"]
     assert "% too" in text if device.like != device.name else "off by" in text
     other = estimated_table(SPACE, device, batch=7).card["error"]
     assert other.startswith(text)

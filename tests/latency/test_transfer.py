@@ -105,6 +105,13 @@ def test_a_layer_that_the_known_table_lacks_is_kept_as_measured():
     assert found.table.rows[next(iter(extra.rows))].ms == 7.0
 
 
+def test_a_device_of_another_world_is_refused():
+    """A hostile table: layers that take almost no time beside some that take days."""
+    times = dict(zip(KEYS, np.geomspace(1e-300, 1e9, len(KEYS)), strict=True))
+    with pytest.raises(MismatchError, match="must resemble"):
+        transfer(KNOWN, measured(lambda key: times[key] / 1.1, draw(10)))
+
+
 def test_too_few_common_layers_and_another_batch_are_refused():
     with pytest.raises(UsageError, match=f"at least {LEAST_PROBES} layers must be in both"):
         transfer(KNOWN, measured(lambda _: 1.0, draw(LEAST_PROBES - 1)))
