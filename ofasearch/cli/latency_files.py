@@ -90,15 +90,22 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, str]]:
-    """What stands on a card, one line each; what is nested deeper, and lists, by their size."""
-    if isinstance(value, dict):
-        parts = [f"{key} {_scalar(part)}" for key, part in value.items() if not isinstance(part, dict | list)]
-        return [(name, ", ".join(parts))] if parts else []
-    return [(name, f"{len(value)} entries (--json shows them)" if isinstance(value, list) else _scalar(value))]
+    """What stands on a card, one line each; an object inside an object gets a line of its own."""
+    if not isinstance(value, dict):
+        return [(name, _scalar(value))]
+    plain = ", ".join(f"{key} {_scalar(part)}" for key, part in value.items() if not isinstance(part, dict))
+    lines = [(name, plain)] if plain else []
+    for key, part in value.items():
+        lines += _flat(f"{name} {key}", part) if isinstance(part, dict) else []
+    return lines
 
 
 def _scalar(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value on one short line; long lists only by their length."""
+    if isinstance(value, list) and (len(value) > 10 or any(isinstance(part, dict | list) for part in value)):
+        return f"{len(value)} entries (--json shows them)"
+    text = f"{value:.4g}" if isinstance(value, float) else ", ".join(map(_scalar, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 @click.command("import")

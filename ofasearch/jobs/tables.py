@@ -245,11 +245,13 @@ def merge_tables(names: Sequence[str], out: Path) -> dict[str, Any]:
 
 
 def diff_tables(first: str, second: str, *, space: str | None = None, most: int = SLOWEST) -> dict[str, Any]:
-    """How the rows of two tables differ; ratios are of the second to the first.
+    """How the rows of two tables differ; ratios are of the second to the first. An estimate is made at the other's batch.
 
     Raises NotFoundError, FormatError, MismatchError.
     """
-    tables = [open_or_estimate(name, space) for name in (first, second)]
+    files = {name: zoo.open_table(name) for name in (first, second) if space is None or not _is_estimate(name)}
+    batch = next((table.key.batch for table in files.values()), 1)
+    tables = [files.get(name) or open_or_estimate(name, space, batch) for name in (first, second)]
     found: Difference = diff(tables[0], tables[1], most=most)
     ratios = {"median_ratio": found.median_ratio, "p10_ratio": found.p10_ratio, "p90_ratio": found.p90_ratio}
     return {

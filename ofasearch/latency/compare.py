@@ -11,6 +11,8 @@ import numpy as np
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.latency.table import ANY, LatencyTable, Row, Shape, Source, TableKey
 
+NO_TIME_MS = 1e-9  # a picosecond; what takes less was not timed, and has no ratio
+
 
 def merge(tables: Sequence[LatencyTable], name: str) -> LatencyTable:
     """One table of several of the same device, runtime, precision, batch and threads.
@@ -63,7 +65,7 @@ def _known(row: Row) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPair:
-    """One layer that two tables know; `ratio` is the second's milliseconds over the first's."""
+    """One layer that two tables know."""
 
     resolution: int
     shape: Shape
@@ -82,7 +84,7 @@ class Difference:
 
     Ratios are of the second to the first; `kendall_tau` (tau-b) tells whether both order layers alike and is None
     where fewer than two layers or equal times leave no order. `most` has the layers that differ most, the most first,
-    and none that agree. Rows of 0 ms have no ratio; `zeros` counts them.
+    and none that agree. Rows of no time (`NO_TIME_MS`) have no ratio; `zeros` counts them.
     """
 
     common: int
@@ -100,7 +102,7 @@ def diff(first: LatencyTable, second: LatencyTable, *, most: int = 10) -> Differ
     """Compare two tables row by row; a row for networks of every resolution is the partner of any tied one."""
     pairs, only_first = _partners(first, second)
     _, only_second = _partners(second, first)
-    timed = [pair for pair in pairs if pair.first.ms > 0 and pair.second.ms > 0]
+    timed = [pair for pair in pairs if min(pair.first.ms, pair.second.ms) > NO_TIME_MS]
     ratios = np.array([pair.ratio for pair in timed])
     p10, median, p90 = (float(q) for q in np.quantile(ratios, (0.1, 0.5, 0.9))) if timed else (None, None, None)
     distances = np.abs(np.log(ratios))

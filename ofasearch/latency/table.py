@@ -29,6 +29,7 @@ FILE_LIMIT = 64 * 2**20  # bytes
 MS_LIMIT = 1e9  # eleven days; sums and corrections of such numbers stay finite
 COUNT_LIMIT = 10**9  # runs of a row; channels and pixels of a layer, batch and threads of a key stay below it as well
 SLOPE_LIMIT = 1e6
+DEPTH_LIMIT = 100  # of a card's objects and lists; a merged table's card holds those of its parts
 FORMAT = "ofasearch-latency-3"
 
 
@@ -72,7 +73,7 @@ class Correction:
 
     def __post_init__(self) -> None:
         if not (0 < self.slope <= SLOPE_LIMIT and abs(self.offset_ms) <= MS_LIMIT and type(self.nets) is int and self.nets >= 0):
-            raise ValueError(f"slope must be positive, offset finite and nets a count, but got {self}")
+            raise ValueError(f"slope must be positive, offset finite and nets a whole number of networks, but got {self}")
 
 
 @dataclass(frozen=True)
@@ -305,9 +306,24 @@ def _check_card(card: TableCard) -> None:
         raise ValueError(f"rows must be positive numbers of {', '.join(get_args(Source))}")
     if not isinstance(card.facts, dict):
         raise TypeError(f"its card must be an object, but is {type(card.facts).__name__}")
+    if _is_deep(card.facts):
+        raise ValueError(f"its card must be nested at most {DEPTH_LIMIT} deep")
+    if not (type(card.correction.nets) is int and 0 <= card.correction.nets <= COUNT_LIMIT):
+        raise ValueError("its correction must rest on a whole number of networks")
     validation = card.facts.get("validation")
-    if validation and not all(isinstance(validation[name], int | float) for name in ("n", "bias_ms", "mape", "kendall_tau")):
-        raise TypeError("its validation must hold numbers")
+    if validation:
+        figures = [validation[name] for name in ("n", "bias_ms", "mape", "kendall_tau")]
+        if not all(isinstance(figure, int | float) and abs(figure) <= MS_LIMIT for figure in figures):
+            raise ValueError("its validation must hold numbers of a sane size")
+
+
+def _is_deep(record: Any) -> bool:
+    """Whether JSON is nested so deep that whoever walks it might fall."""
+    layer = [record]
+    for _ in range(DEPTH_LIMIT):
+        parts = (part for value in layer for part in (value.values() if isinstance(value, dict) else value))
+        layer = [part for part in parts if isinstance(part, dict | list)]
+    return bool(layer)
 
 
 def load_table(path: Path) -> LatencyTable:

@@ -227,9 +227,9 @@ def test_show_tells_the_card_and_the_rows(answers, says):
     rows = dict(table(1.0).rows)
     first = next(iter(rows))
     rows[first] = Row(9.0, 10.0, 0, "interpolated")
-    made = replace(
-        table(card={"validation": VALIDATION, "command": "ofasearch latency build"}, correction=Correction(1.1, -0.2, 9)), rows=rows
-    )
+    machine = {"cpu": "EPYC", "versions": {"numpy": "2.0"}, "flags": ["a", "b"], "runs": [{}] * 12}
+    card = {"validation": VALIDATION, "command": "ofasearch latency build", "fingerprint": machine}
+    made = replace(table(card=card, correction=Correction(1.1, -0.2, 9)), rows=rows)
     save_table(zoo.user_tables() / "office.csv", made)
     found = answers("show", "office")
     assert (found["rows"], found["rows_by_source"], found["source"]) == (36, {"interpolated": 1, "measured": 35}, "interpolated")
@@ -239,9 +239,15 @@ def test_show_tells_the_card_and_the_rows(answers, says):
     assert found["slowest"][0] == {"layer": "conv 32x32x3->16 k3 s2", "latency_ms": 9.0, "p90_ms": 10.0, "n": 0, "source": "interpolated"}
     assert {kind["kind"]: kind["rows"] for kind in found["kinds"]} == {"conv": 3, "mbconv": 31, "pool": 1, "linear": 1}
     assert len(answers("show", "office", "--layers")["layers"]) == 36
-    text = says("show", "office")
-    for part in ("1.1 * sum of rows -0.2 ms, fitted on 9 networks", "ofasearch latency build", "1 interpolated, 35 measured", "mape 0.034"):
-        assert part in text
+    lines = {tuple(line.split(maxsplit=1)) for line in says("show", "office").split("\n\n")[0].splitlines()}
+    assert {
+        ("correction", "1.1 * sum of rows -0.2 ms, fitted on 9 networks"),
+        ("rows", "1 interpolated, 35 measured"),
+        ("command", "ofasearch latency build"),
+        ("validation", "n 20, bias_ms 0.01, mape 0.034, kendall_tau 0.912"),
+        ("fingerprint", "cpu EPYC, flags a, b, runs 12 entries (--json shows them)"),
+        ("fingerprint", "versions  numpy 2.0"),
+    } <= lines
 
 
 def test_show_of_one_resolution_has_only_its_rows(answers, fails, note10):
@@ -320,7 +326,9 @@ def test_a_difference_is_told(answers, says):
 def test_a_table_is_compared_with_the_estimate_of_a_card(answers):
     save_table(Path("a.csv"), table(1.0))
     found = answers("diff", "a.csv", "v100", "--space", "compofa-mbv3-cifar")
-    assert (found["second"]["source"], found["common"]) == ("estimated", 36)
+    assert (found["second"]["source"], found["second"]["batch"], found["common"]) == ("estimated", 1, 36)
+    save_table(Path("b64.csv"), table(1.0, batch=64))
+    assert answers("diff", "v100", "b64.csv", "--space", "compofa-mbv3-cifar")["first"]["batch"] == 64
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(fails, desk, monkeypatch, capsys):

@@ -419,7 +419,7 @@ def test_a_table_that_cannot_be_is_refused(tmp_path):
     save_table(tmp_path / "t.csv", replace(table, correction=replace(table.correction, nets=10)))
     card = json.loads((tmp_path / "t.json").read_text())
     (tmp_path / "t.json").write_text(json.dumps(card | {"correction": card["correction"] | {"nets": "ten"}}))
-    with pytest.raises(FormatError, match="nets a count"):
+    with pytest.raises(FormatError, match="a whole number of networks"):
         explain(A, target=str(tmp_path / "t.csv"))
 
 

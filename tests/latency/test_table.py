@@ -1,5 +1,6 @@
 """Latency tables: prices of networks, and our own files, whole and damaged."""
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from ofasearch.latency.table import ANY, Correction, LatencyTable, Row, TableKey
 from ofasearch.space.families import get_space
 
 KEY = TableKey(device="desk", runtime="onnxruntime-1.20", precision="int8", batch=4, threads=2)
+
+VALIDATION = {"n": 20, "bias_ms": 0.0, "mape": 0.1, "kendall_tau": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +237,10 @@ DAMAGED_FILES = {
     "card whose rows are a list": (edit_card(rows=[1]), "rows must be numbers by source"),
     "card whose rows are of no source": (edit_card(rows={"guessed": 3}), "rows must be positive numbers"),
     "card whose facts are a list": (edit_card(card=[]), "its card must be an object"),
+    "card whose facts are nested deep": (edit_card(card=functools.reduce(lambda a, _: {"a": [a]}, range(100), {})), "at most 100 deep"),
+    "card with a validation of text": (edit_card(card={"validation": {**VALIDATION, "mape": "0.1"}}), "numbers of a sane size"),
+    "card with a huge validation": (edit_card(card={"validation": {**VALIDATION, "mape": 10**400}}), "numbers of a sane size"),
+    "card with a correction of no networks": (edit_card(correction={"nets": "many"}), "a whole number of networks"),
     "card with half a validation": (edit_card(card={"validation": {"n": 3}}), "bias_ms"),
 }  # fmt: skip
 

@@ -132,7 +132,7 @@ def test_a_row_for_all_is_the_partner_of_each_tied_one():
 def test_rows_of_no_time_have_no_ratio_and_are_counted():
     found = diff(table({0: row(0.0), 1: row(1.0)}), table({0: row(1.0), 1: row(3.0)}))
     assert (found.common, found.zeros, found.median_ratio) == (2, 1, 3.0)
-    nothing = diff(table({0: row(0.0)}), table({0: row(1.0)}))
+    nothing = diff(table({0: row(5e-324)}), table({0: row(1e9)}))
     assert (nothing.common, nothing.zeros, nothing.median_ratio, nothing.kendall_tau, nothing.most) == (1, 1, None, None, ())
 
 
