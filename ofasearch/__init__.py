@@ -2,7 +2,7 @@
 
 The jobs of the command line, from Python. Each takes the command's options as keywords and returns its JSON answer:
 
-    answer = ofasearch.find(target="cpu", latency_ms=0.3)
+    answer = ofasearch.find(target="cpu", latency_ms=0.5)
     answer["arch_id"], answer["files"]["onnx"]
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import glob
 import hashlib
 import io
@@ -56,6 +57,18 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
     finally:  # an interrupt must leave no temporary file either
         for leftover in temporary.values():
             leftover.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise WriteError now where `path` could not be written after long work; nothing is left behind."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = next(parent for parent in path.absolute().parents if parent.exists())  # the rest would be made
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WriteError(f"{path} must be writable, but it is not ({error.strerror or error}); choose another folder") from error
 
 
 def forget_unfinished(path: Path) -> None:

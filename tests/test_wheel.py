@@ -17,10 +17,11 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 # Fills the memory of this machine by a stopwatch that hardly looks, so that the command itself has only candidates to time.
 GLANCE = """
 from ofasearch import zoo
-from ofasearch.jobs import latency
-from ofasearch.latency.measure import StopRule
-latency.LAYER_RULE = latency.NET_RULE = StopRule(min_samples=3, max_samples=3, warmup=1, min_sample_ms=0.0)
-*_, table = latency.cpu_table(zoo.load_supernet(zoo.DEFAULT_SUPERNET).weights.space)
+from ofasearch.deploy.runtime import get_runtime
+from ofasearch.jobs import latency, measuring
+from ofasearch.latency.stopwatch import StopRule
+measuring.NET_RULE = StopRule(min_bursts=2, max_bursts=2, warmup=1, min_sample_ms=0.0)
+*_, table = latency.build_table(zoo.load_supernet(zoo.DEFAULT_SUPERNET).weights.space, get_runtime())
 """
 
 

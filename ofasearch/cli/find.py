@@ -24,6 +24,7 @@ from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 @click.option("--resolutions", type=NUMBERS, help="Narrow the input sizes, e.g. 160,192,224.")
 @click.option("--runtime", default="ort", show_default=True, help="Runtime of the target.")
 @click.option("--precision", default="fp32", show_default=True, help="Precision on the target.")
+@click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
 @click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
 @click.option("--threads", default=1, show_default=True, help="Threads on the target.")
 @click.option("--population", default=100, show_default=True, help="Networks per generation.")
@@ -42,7 +43,7 @@ def find(**options: Any) -> None:
     accepted when the upper 95 % bound of its measured median keeps the budget.
 
     \b
-    ofasearch find --target cpu --latency 0.3ms
+    ofasearch find --target cpu --latency 0.5ms
     ofasearch find --flops 8M --out runs/small
     ofasearch find --space ofa-mbv3-w1.2 --predictor acc_predictor.pth --target latency_table@note10 --latency 20ms
     """
@@ -51,7 +52,7 @@ def find(**options: Any) -> None:
     from ofasearch.jobs.setup import Budgets, Question
 
     budgets = Budgets(latency_ms=options["latency"], macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
-    shared = ("target", "space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads")
+    shared = ("target", "space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure")
     question = Question(budgets=budgets, **{key: options[key] for key in shared})
     own = ("data", "population", "generations", "seed", "top_k", "out", "no_bn")
     request = FindRequest(question=question, **{key: options[key] for key in own})
@@ -80,7 +81,7 @@ def _report(record: dict[str, Any]) -> str:
     source = record.get("latency_source", "")
     headers = ["", "architecture", "top-1 " + ("(validation)" if "measured" in record["predicted_top1_source"] else "(predicted)")]
     if source:
-        headers.append(f"latency by table ({source})")
+        headers.append("latency (each measured)" if record.get("measure") == "direct" else f"latency by table ({source})")
     if any("measured" in c for c in record["candidates"]):
         headers += ["measured p50", "95 % bound", "in budget"]
     width = len(headers)
@@ -121,6 +122,8 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     cost = f"{record['macs'] / 1e6:.2f} M MACs, {record['params'] / 1e6:.3f} M parameters"
     facts.append(("cost", f"{cost}, {record['activation_bytes'] / 1e6:.3f} MB activations"))
     facts.append(("search", f"{record['evaluations']:,} networks in {record['search_seconds']:.2f} s"))
+    if record.get("measure") == "direct":
+        facts.append(("measuring", f"{record['networks_measured']:,} networks timed in {record['measuring_seconds']:.0f} s, each once"))
     if "onnx_max_abs_diff" in measured:
         facts.append(("ONNX check", f"differs from torch by at most {measured['onnx_max_abs_diff']:.1e} on {measured['onnx_checked_on']}"))
     return facts + [(name, path) for name, path in record["files"].items()]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.latency_measure import agreement_text
 from ofasearch.cli.subnet import answer
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -111,6 +112,7 @@ def _scalar(value: Any) -> str:
 @click.command("import")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="CSV file to write, with a JSON card beside it.")
+@click.option("--kit", type=click.Path(path_type=Path), help="The kit whose results these are.  [default: the folder they lie in]")
 @click.option("--name", help="Instead of -o: keep the table among your own, to be used by --target NAME.")
 @click.option("--device", help="What the latencies are of; the file or folder's name unless given.")
 @click.option("--runtime", help="What they were measured with.")
@@ -118,12 +120,24 @@ def _scalar(value: Any) -> str:
 @click.option("--batch", type=int, help="Images per run.  [default: 1]")
 @click.option("--threads", type=int, help="[default: 1]")
 @JSON
-def import_table(*, path: Path, out: Path | None, name: str | None, as_json: bool, **known: Any) -> None:
-    """Take in a table of another form: once-for-all YAML (a file or a folder), or a CSV with its card from elsewhere."""
+def import_table(*, path: Path, kit: Path | None, out: Path | None, name: str | None, as_json: bool, **known: Any) -> None:
+    """Take in latencies of another form.
+
+    Known are the results of a kit (its folder or results.jsonl), once-for-all YAML (a file or a folder), and a CSV with
+    its card from elsewhere.
+    """
     from ofasearch.jobs import tables as jobs
 
-    record = jobs.import_table(path, out=out, name=name, known=jobs.KeyChange(**known))
-    answer(record, as_json=as_json)
+    record = jobs.import_table(path, kit=kit, out=out, name=name, known=jobs.KeyChange(**known))
+    if as_json:
+        show.print_json(record)
+        return
+    notes, validation = record.pop("notes", []), record.pop("validation", None)
+    if validation is not None:
+        record["check"] = f"on {validation['n']} other networks: {agreement_text(validation)}"
+    answer(record, as_json=False)
+    for note in notes:
+        click.echo(show.plain(f"note: {note}"))
 
 
 @click.command("export", help=f"Write table T for other programs: once-for-all YAML, one file per input size.\n\n{TABLE_HELP}")

@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Turn a trained once-for-all supernet into the network for your device.
 
-    Start with: ofasearch find --target cpu --latency 0.3ms
+    Start with: ofasearch find --target cpu --latency 0.5ms
     """
 
 

@@ -24,13 +24,19 @@ TOLERANCE = 1e-4  # largest difference of a logit between the torch network and 
 
 
 def build_onnx(
-    blueprint: Blueprint, weights: Mapping[str, Array], *, batch: int | None = None, metadata: Mapping[str, str] | None = None
+    blueprint: Blueprint,
+    weights: Mapping[str, Array],
+    *,
+    batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    compact: bool = False,
 ) -> bytes:
     """The ONNX file of a network or of a part of one; `weights` are keyed `<slot>.<part>` as `slice_network` gives them.
 
-    Raises ArchError for a layer kind that has no nodes.
+    A `compact` file holds arrays of one value (`constant_weights`) as a value and a shape; the runtime makes them when it
+    loads the file. Raises ArchError for a layer kind that has no nodes.
     """
-    graph = _Graph(weights)
+    graph = _Graph(weights, compact=compact)
     first, last = blueprint[0], blueprint[-1]
     value = "input"
     for index, spec in enumerate(blueprint):
@@ -58,8 +64,8 @@ def build_onnx(
 class _Graph:
     """Collects nodes and initializers; every method takes the name of its input value and returns that of its output."""
 
-    def __init__(self, weights: Mapping[str, Array]):
-        self._weights = weights
+    def __init__(self, weights: Mapping[str, Array], *, compact: bool = False):
+        self._weights, self._compact = weights, compact
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -123,8 +129,22 @@ class _Graph:
         return output
 
     def _constant(self, name: str, array: Array) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+        if self._compact and array.size > 1 and (array == array.flat[0]).all():
+            value = numpy_helper.from_array(array.reshape(-1)[:1].astype(np.float32))
+            self.nodes.append(helper.make_node("ConstantOfShape", [self._shape(array.shape)], [name], name=name, value=value))
+        else:
+            self._initializer(name, np.ascontiguousarray(array, dtype=np.float32))
         return name
+
+    def _shape(self, shape: tuple[int, ...]) -> str:
+        """A shape as the input of a node; nodes share equal ones."""
+        name = "shape:" + "x".join(map(str, shape))
+        if all(known.name != name for known in self.initializers):
+            self._initializer(name, np.array(shape, dtype=np.int64))
+        return name
+
+    def _initializer(self, name: str, array: npt.NDArray[Any]) -> None:
+        self.initializers.append(numpy_helper.from_array(array, name))
 
 
 def fold_norm(filters: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
@@ -143,6 +163,25 @@ def random_weights(blueprint: Blueprint, rng: np.random.Generator) -> dict[str, 
             fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
             array = rng.normal(0, fan_in**-0.5, shape) if len(shape) > 1 else np.zeros(shape)
             weights[f"{layer_key(spec, index)}.{name}"] = (array + (name.endswith(("bn.weight", "running_var")))).astype(np.float32)
+    return weights
+
+
+def constant_weights(blueprint: Blueprint) -> dict[str, Array]:
+    """Weights for a network that is only timed, every array of one value: `build_onnx(..., compact=True)` makes a tiny file.
+
+    Filters average their inputs, and biases lift them, so that activations neither vanish nor explode (subnormal numbers
+    would be slow). No two filters have the same value: runtimes keep equal constants once, and layers that share their
+    weights find them in the caches.
+    """
+    weights: dict[str, Array] = {}
+    for index, spec in enumerate(blueprint):
+        for name, shape in array_shapes(spec).items():
+            apart = 1 + len(weights) / 4096  # exact in float32, and a few per cent at most
+            if name.endswith(("bn.weight", "running_var", "running_mean")):
+                value = 0.0 if name.endswith("mean") else 1.0
+            else:
+                value = (0.5 if len(shape) == 1 else 1 / np.prod(shape[1:])) * apart
+            weights[f"{layer_key(spec, index)}.{name}"] = np.full(shape, value, dtype=np.float32)
     return weights
 
 

@@ -18,7 +18,7 @@ from ofasearch.data import DataSet, Preprocessing
 from ofasearch.deploy.export import TOLERANCE, build_onnx, verify
 from ofasearch.errors import FormatError, MismatchError
 from ofasearch.evaluate.members import Members
-from ofasearch.latency.measure import OnnxModel
+from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.records import parse_json, write_atomic, write_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Arch, Blueprint, Codes, LayerSpec, Space
 from ofasearch.space.static import net_config, run_config

@@ -11,7 +11,7 @@ from typing import Any
 from ofasearch import zoo
 from ofasearch.errors import NotFoundError, UsageError
 from ofasearch.jobs.network import Network, read_network
-from ofasearch.latency.measure import check_run
+from ofasearch.latency.machine import check_run
 from ofasearch.latency.roofline import DEVICES, FITS, ONE_NETWORK, Device, calibrate, estimated_table, network_ms
 from ofasearch.latency.table import LatencyTable, describe, layer_of, load_table, save_table
 from ofasearch.latency.transfer import choose_probes, transfer

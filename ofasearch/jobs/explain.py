@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ofasearch import zoo
+from ofasearch.deploy.runtime import TARGETS, get_runtime
 from ofasearch.errors import UsageError
 from ofasearch.jobs.deliver import load_subnet
 from ofasearch.jobs.judge import Judge, find_judge
-from ofasearch.jobs.latency import LatencyProgress, cpu_table
+from ofasearch.jobs.latency import build_table
+from ofasearch.jobs.measuring import LatencyProgress
 from ofasearch.jobs.network import Network, is_file, read_network
 from ofasearch.jobs.savings import Savings, find_savings
 from ofasearch.jobs.setup import table_notes
 from ofasearch.latency.account import Account, Difference, Item, Step, account, differ, named
-from ofasearch.latency.measure import check_run
+from ofasearch.latency.machine import check_run
 from ofasearch.latency.table import LatencyTable, describe
 from ofasearch.records import write_atomic
 from ofasearch.report.explain import PICTURES, draw_account, draw_difference
@@ -239,8 +241,9 @@ def _digests(given: Sequence[tuple[str, Network]]) -> frozenset[str]:
 def _table(space: Space, pricing: Pricing) -> Generator[LatencyProgress, None, LatencyTable]:
     """The table of the target for all that the space holds; this machine is measured for it."""
     table: LatencyTable | None = None
-    if pricing.target == "cpu":
-        for event in cpu_table(space, batch=_or_one(pricing.batch), threads=_or_one(pricing.threads)):
+    if pricing.target in TARGETS:
+        runtime = get_runtime(target=pricing.target, batch=_or_one(pricing.batch), threads=_or_one(pricing.threads))
+        for event in build_table(space, runtime):
             if isinstance(event, LatencyTable):
                 table = event
             else:
@@ -254,11 +257,11 @@ def _tables(a: Network, b: Network, pricing: Pricing) -> Generator[LatencyProgre
     """The tables of A at both resolutions and of B: one table, but for this machine measured in two spaces."""
     sizes = sorted({a.resolution, b.resolution})
     alike = a.space is not None and b.space is not None and (a.space.name, a.space.classes) == (b.space.name, b.space.classes)
-    if pricing.target == "cpu" and not alike:
+    if pricing.target in TARGETS and not alike:
         ours = yield from _table(_measured_space(a, sizes), pricing)
         theirs = yield from _table(_measured_space(b, [b.resolution]), pricing)
         return ours, theirs
-    space = _measured_space(a, sizes) if pricing.target == "cpu" else _space_of(sizes, a, b)
+    space = _measured_space(a, sizes) if pricing.target in TARGETS else _space_of(sizes, a, b)
     table = yield from _table(space, pricing)
     return table, table
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ofasearch import zoo
 from ofasearch.data import DataSet, load_data
+from ofasearch.deploy.runtime import TARGETS
 from ofasearch.errors import InfeasibleError, MismatchError, UsageError
 from ofasearch.jobs.deliver import (
     Subnet,
@@ -26,13 +27,16 @@ from ofasearch.jobs.deliver import (
     uncalibrated_subnet,
     write_configs,
 )
-from ofasearch.jobs.latency import LatencyProgress, time_files
-from ofasearch.jobs.setup import Question, Setup, predicted_top1, prepare, show_ms
-from ofasearch.latency.measure import Timing, fingerprint, load_warning, timing_json
+from ofasearch.jobs.direct import DirectCost
+from ofasearch.jobs.latency import reference_of
+from ofasearch.jobs.measuring import Lab, LatencyProgress
+from ofasearch.jobs.setup import Question, Setup, local_runtime, predicted_top1, prepare, show_ms
+from ofasearch.latency.machine import fingerprint, load_warning
+from ofasearch.latency.stopwatch import Timing, timing_json
 from ofasearch.records import append_line, provenance, write_atomic, write_json
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
 from ofasearch.search.problem import Budget, Generation, Problem
-from ofasearch.space.core import Blueprint, Codes
+from ofasearch.space.core import Codes
 from ofasearch.space.costs import costs
 
 MEASURED_TOGETHER = 5  # candidates timed in turn: the winner so far and the runners-up
@@ -159,7 +163,7 @@ def _search_and_measure(request: FindRequest, setup: Setup, outcome: _Outcome) -
     network of the space is tried. Raises InfeasibleError when that one is too slow as well.
     """
     budget_ms = request.question.budgets.latency_ms
-    if request.question.target != "cpu" or budget_ms is None:
+    if request.question.target not in TARGETS or budget_ms is None:
         generation = yield from _search(request, setup, setup.problem, outcome)
         outcome.codes = generation.codes[: request.top_k]
         outcome.candidates = [_candidate(setup, row) for row in outcome.codes]
@@ -203,7 +207,9 @@ def _search(request: FindRequest, setup: Setup, problem: Problem, outcome: _Outc
     from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(request.seed)
-    config = EvolutionConfig(population=request.population, generations=request.generations, keep=max(20, request.top_k))
+    direct = isinstance(setup.latency, DirectCost)  # every step of a refinement would time hundreds of neighbours
+    keep = max(20, request.top_k)
+    config = EvolutionConfig(population=request.population, generations=request.generations, keep=keep, refine=not direct)
     exact = is_small(problem)
     started = last = time.perf_counter()
     with threadpool_limits(1):  # threads fight over matrices this small
@@ -227,7 +233,7 @@ def _search(request: FindRequest, setup: Setup, problem: Problem, outcome: _Outc
 
 
 def _candidate(setup: Setup, codes: Codes, measured: Timing | None = None, accepted: bool | None = None) -> Candidate:
-    latency = float(setup.table.cost(setup.space)(codes[None])[0]) if setup.table else None
+    latency = float(setup.latency(codes[None])[0]) if setup.latency else None
     return Candidate(
         arch_id=setup.space.arch(codes).id,
         predicted_top1=predicted_top1(setup, codes),
@@ -257,15 +263,10 @@ def _measure(request: FindRequest, setup: Setup, codes: Codes, budget_ms: float,
 
 
 def _time_rows(request: FindRequest, setup: Setup, rows: Codes) -> list[Timing]:
-    """Timings of networks on this machine; weights do not matter for that, so plausible ones serve."""
-    from ofasearch.deploy.export import build_onnx, random_weights
-
-    def content(blueprint: Blueprint) -> bytes:
-        return build_onnx(blueprint, random_weights(blueprint, np.random.default_rng(0)), batch=request.question.batch)
-
-    models: Mapping[str, bytes | Path] = {str(i): content(setup.space.blueprint(row)) for i, row in enumerate(rows)}
-    found = time_files(models, batch=request.question.batch, threads=request.question.threads)
-    return [found[str(i)] for i in range(len(rows))]
+    """Timings of networks on this machine, remembered; weights do not matter for that, so random ones serve."""
+    lab = Lab(local_runtime(request.question), reference_of(setup.space))
+    found = dict(lab.measure({str(i): setup.space.blueprint(row) for i, row in enumerate(rows)}))
+    return [found[str(i)].timing for i in range(len(rows))]
 
 
 # -- answering -------------------------------------------------------------------------------------------------
@@ -332,10 +333,16 @@ def _record(request: FindRequest, setup: Setup, codes: Codes, winner: Candidate,
         "seed": request.seed,
     }
     if setup.table is not None and winner.latency_ms is not None:
-        record |= {"latency_ms": winner.latency_ms, "latency_source": setup.table.source, "target": setup.table.name}
+        source = setup.table.source_of(setup.space.blueprint(codes))
+        target = request.question.target if request.question.target in TARGETS else setup.table.name
+        record |= {"latency_ms": winner.latency_ms, "latency_source": source, "target": target}
         record |= {"device": asdict(setup.table.key)}
         validation = setup.table.card.get("validation")
         record |= {"latency_validation": validation} if validation else {}
+    if isinstance(setup.latency, DirectCost):
+        record |= {"latency_ms": winner.latency_ms, "latency_source": "measured", "target": str(request.question.target)}
+        record |= {"device": asdict(setup.latency.lab.runtime.key), "measure": "direct"}
+        record |= {"networks_measured": setup.latency.networks, "measuring_seconds": setup.latency.seconds}
     if setup.supernet is not None:
         record |= {"supernet": setup.supernet.name, "preprocessing": setup.supernet.weights.preprocessing.to_json()}
     record["candidates"] = [

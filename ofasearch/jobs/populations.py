@@ -15,12 +15,13 @@ import numpy as np
 
 from ofasearch import zoo
 from ofasearch.data import DataSet, SplitName, load_data
+from ofasearch.deploy.runtime import get_runtime
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.populations import PROTOCOLS, Network
 from ofasearch.evaluate.score import CALIBRATION_BATCH
 from ofasearch.evaluate.store import Store
 from ofasearch.evaluate.subject import Subject, first_images
-from ofasearch.jobs.latency import cpu_table
+from ofasearch.jobs.latency import build_table
 from ofasearch.jobs.members import MembersProgress, MembersResult, measure_members
 from ofasearch.jobs.protocols import PLANS, PopulationProgress, PopulationRequest, Task
 from ofasearch.jobs.setup import MEMBERS_LIMIT, table_notes
@@ -198,7 +199,7 @@ def _measured_here(space: Space, ranks: Ranks) -> Generator[PopulationProgress, 
     """The latency table of this machine, measured by the first process."""
     table: LatencyTable | None = None
     if ranks.first:
-        for event in cpu_table(space):
+        for event in build_table(space, get_runtime()):
             if isinstance(event, LatencyTable):
                 table = event
             else:

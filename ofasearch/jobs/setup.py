@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ofasearch import zoo
+from ofasearch.deploy.runtime import TARGETS, Runtime, get_runtime
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
-from ofasearch.jobs.latency import LatencyProgress, cpu_table
-from ofasearch.latency.measure import check_run
+from ofasearch.jobs.direct import DirectCost
+from ofasearch.jobs.latency import build_table, reference_of
+from ofasearch.jobs.measuring import Lab, LatencyProgress
+from ofasearch.latency.machine import check_run
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor
-from ofasearch.search.problem import Budget, Objective, Problem
+from ofasearch.search.problem import Budget, Objective, Priced, Problem
 from ofasearch.space.core import Codes, Space, Values
 from ofasearch.space.costs import activation_bytes_of, macs_of, params_of
 from ofasearch.space.families import get_space
@@ -46,6 +49,7 @@ class Question:
     precision: str = "fp32"
     batch: int = 1
     threads: int = 1
+    measure: str = "table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Setup:
     supernet: zoo.TrainedSupernet | None
     members: Members | None  # the measured networks of the space, where there are such
     table: LatencyTable | None
+    latency: Priced | None  # milliseconds of networks: by the table, or measured one by one
     notes: tuple[str, ...]  # what the user should know, one sentence each
 
 
@@ -92,35 +97,47 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     if predictor is None and members is None:
         raise _no_objective(space, question)
     table = None
-    if question.target is not None and question.target != "cpu":
+    if question.target is not None and question.target not in TARGETS:
         table = zoo.get_table(question.target, space, batch=question.batch, threads=question.threads, precision=question.precision)
     space = _common_resolutions(space, question, predictor, table)
-    if question.target == "cpu":
-        for event in cpu_table(space, batch=question.batch, threads=question.threads):
-            if isinstance(event, LatencyTable):
-                table = event
-            else:
-                yield event
+    found = yield from _priced(question, space, table)
+    table = found if isinstance(found, LatencyTable) else None
+    latency = found.cost(space) if isinstance(found, LatencyTable) else found
     if members is not None:
         members = members.narrowed(space)
     objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
-    problem = Problem(space, objective, tuple(_budgets(question.budgets, space, table)))
+    problem = Problem(space, objective, tuple(_budgets(question.budgets, space, latency)))
     notes = table_notes(table)
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
             notes.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
-    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, notes=tuple(notes))
+    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, latency=latency, notes=tuple(notes))
+
+
+def _priced(
+    question: Question, space: Space, table: LatencyTable | None
+) -> Generator[LatencyProgress, None, LatencyTable | DirectCost | None]:
+    """What tells latencies: the given table, one measured here, or the stopwatch itself."""
+    if question.measure == "direct":
+        direct = DirectCost(space, Lab(local_runtime(question), reference_of(space)))
+        if space.size * len(space.resolutions) <= MEMBERS_LIMIT:
+            yield from direct.measure_all()
+        return direct
+    if question.target in TARGETS:
+        for event in build_table(space, local_runtime(question)):
+            if isinstance(event, LatencyTable):
+                return event
+            yield event
+    return table
 
 
 def table_notes(table: LatencyTable | None) -> list[str]:
     """What the user should know of the latencies the search goes by."""
     notes = []
-    if table is not None and "not_remembered" in table.card:
-        notes.append(
-            f"measurements were not remembered, set OFASEARCH_CACHE to a folder that can be written: {table.card['not_remembered']}"
-        )
-    if table is not None and table.source in ("estimated", "interpolated"):
+    if table is not None and isinstance(table.card.get("notes"), list):
+        notes += [str(note) for note in table.card["notes"]]
+    if table is not None and (table.source == "estimated" or (table.source == "interpolated" and "error" in table.card)):
         how = "estimated from its published peaks" if table.source == "estimated" else "interpolated from few measured layers"
         error = table.card.get("error")
         notes.append(
@@ -150,10 +167,24 @@ def _check(question: Question) -> None:
             raise UsageError(f"a budget must be a number (latency in ms), but got {limit!r}")
     if b.latency_ms is not None and question.target is None:
         raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
-    for name, value, known in (("runtime", question.runtime, ("ort",)), ("precision", question.precision, ("fp32",))):
-        if value not in known:
-            raise UsageError(f"--{name} must be one of {', '.join(known)}, but got '{value}'")
+    if question.measure not in ("table", "direct"):
+        raise UsageError(f"--measure must be table or direct, but got '{question.measure}'")
+    if question.measure == "direct" and (question.target not in TARGETS or b.latency_ms is None):
+        raise UsageError("--measure direct times networks on this machine: it needs --target cpu or cuda, and a --latency to keep")
+    if question.target is None and (question.runtime, question.precision) != ("ort", "fp32"):
+        raise UsageError("--runtime and --precision are those of a device: add --target cpu or cuda, or leave them out")
+    if question.target in TARGETS:
+        local_runtime(question)  # refuses what does not go together before anything is loaded
     check_run(batch=question.batch, threads=question.threads)
+
+
+def local_runtime(question: Question) -> Runtime:
+    """The runtime of this machine that the question names.
+
+    Raises UsageError, NotFoundError (no such device).
+    """
+    options = {"precision": question.precision, "batch": question.batch, "threads": question.threads}
+    return get_runtime(question.runtime, target=str(question.target), **options)  # type: ignore[arg-type]
 
 
 def _supernet(question: Question) -> zoo.TrainedSupernet | None:
@@ -209,9 +240,9 @@ def predictor_objective(space: Space, predictor: Predictor | None) -> Objective:
     return objective
 
 
-def _budgets(limits: Budgets, space: Space, table: LatencyTable | None) -> Iterator[Budget]:
-    if limits.latency_ms is not None and table is not None:
-        yield Budget("latency", table.cost(space), limits.latency_ms, show_ms)
+def _budgets(limits: Budgets, space: Space, latency: Priced | None) -> Iterator[Budget]:
+    if limits.latency_ms is not None and latency is not None:
+        yield Budget("latency", latency, limits.latency_ms, show_ms)
     rows: tuple[tuple[str, float | None, Callable[[Space], object], Callable[[float], str]], ...] = (
         ("MACs", limits.macs, macs_of, show_count),
         ("parameter", limits.params, params_of, show_count),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ofasearch import zoo
 from ofasearch.data import DataSet, Preprocessing, Split, SplitName, load_data
+from ofasearch.deploy.runtime import LoadedOnnx, get_runtime
 from ofasearch.errors import CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.jobs.deliver import (
     Subnet,
@@ -23,12 +24,17 @@ from ofasearch.jobs.deliver import (
     to_network,
     uncalibrated_subnet,
 )
+from ofasearch.jobs.latency import reference_of
+from ofasearch.jobs.measuring import NET_RULE, Lab
 from ofasearch.jobs.network import is_file, parse_codes, read_network
-from ofasearch.latency.measure import OnnxModel, StopRule, fingerprint, load_warning, stopwatch, timing_json
+from ofasearch.latency.machine import check_run, load_warning
+from ofasearch.latency.onnx_model import OnnxModel
+from ofasearch.latency.stopwatch import timing_json
 from ofasearch.predictor import load_predictor
 from ofasearch.records import parse_json, read_json, write_atomic
+from ofasearch.space.core import Blueprint
 from ofasearch.space.costs import costs
-from ofasearch.space.families import get_space
+from ofasearch.space.families import DESIGNS, get_space
 from ofasearch.supernet.weights import load_weights
 
 
@@ -165,25 +171,35 @@ def bench(model: str | Path, *, batch: int = 1, threads: int = 1, seconds: float
     path = Path(model)
     if not path.is_file():
         raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
-    key = fingerprint(batch=batch, threads=threads)
+    check_run(batch=batch, threads=threads)
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds must be positive, but got {seconds}")
     session = OnnxModel(path, threads=threads)
     shape = session.input_shape(batch)
     if shape[0] != batch:
         raise UsageError(f"--batch must be {shape[0]} for this file, whose batch is fixed, but got {batch}")
-    action = session.action(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-    timing = stopwatch({"model": action}, StopRule(tolerance=0.002, max_samples=100_000, max_seconds=seconds, min_sample_ms=0.0))["model"]
+    lab = Lab(get_runtime(batch=batch, threads=threads), _beside(session.metadata.get("space", "")))
+    key = lab.runtime.key
+    rule = replace(NET_RULE, tolerance=0.002, max_bursts=100_000, max_seconds=seconds)
+    inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    timing = lab.time_now({"model": lambda: LoadedOnnx(session, inputs)}, traced=False, rule=rule)["model"].timing
     warning = load_warning()
     return {
         **timing_json(timing),
         "throughput": 1000 * batch / timing.mean,
+        "reference_speed": lab.speeds[-1],
         "threads": threads,
         "batch": batch,
         "runtime": key.runtime,
         "device": key.device,
         **({"warning": warning} if warning else {}),
     }
+
+
+def _beside(space: str) -> Blueprint:
+    """The reference network for a file: that of its own space, where the file names one, as when it was searched."""
+    name = space if space in DESIGNS else "compofa-mbv3-cifar"
+    return reference_of(get_space(name))
 
 
 def inspect(path: str | Path) -> dict[str, Any]:

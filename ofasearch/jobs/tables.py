@@ -128,10 +128,24 @@ class Reader:
 
     knows: Callable[[Path], bool]
     read: Callable[[Path], LatencyTable]
+    renames: bool = False  # whether the user may give the device another name though the file tells one
+
+
+def _is_kit(path: Path) -> bool:
+    from ofasearch.jobs.kit import is_kit  # needs onnx, which no other format does
+
+    return is_kit(path)
+
+
+def _read_kit(path: Path, kit: Path | None = None) -> LatencyTable:
+    from ofasearch.jobs.kit import read_kit_results
+
+    return read_kit_results(path, kit)
 
 
 READERS: Mapping[str, Reader] = {  # tried in this order
     "once-for-all lookup tables": Reader(is_ofa_yaml, load_ofa_yaml),
+    "results of a kit": Reader(_is_kit, _read_kit, renames=True),
     "a table of ofasearch": Reader(lambda path: path.suffix == ".csv" and path.is_file(), load_table),
 }
 
@@ -147,10 +161,13 @@ class KeyChange:
     threads: int | None = None
 
 
-def import_table(path: Path, *, out: Path | None = None, name: str | None = None, known: KeyChange | None = None) -> dict[str, Any]:
+def import_table(
+    path: Path, *, kit: Path | None = None, out: Path | None = None, name: str | None = None, known: KeyChange | None = None
+) -> dict[str, Any]:
     """Read a table of another format (`READERS`) and write it as ours: to a CSV file, or among the user's own by name.
 
-    An installed table replaces one of the same name and key, unless that is better known than the new one.
+    `kit` is the folder of a kit whose results lie elsewhere. An installed table replaces one of the same name and key,
+    unless that is better known than the new one.
     Raises NotFoundError, FormatError, UsageError, MismatchError, WriteError.
     """
     if (out is None) == (name is None):
@@ -160,20 +177,23 @@ def import_table(path: Path, *, out: Path | None = None, name: str | None = None
     reader = next((reader for reader in READERS.values() if reader.knows(path)), None)
     if reader is None:
         raise FormatError(f"{path} must be of a known format ({'; '.join(READERS)}), but looks like none of them")
-    table = _told(reader.read(path), known or KeyChange())
+    table = _told(_read_kit(path, kit) if kit is not None else reader.read(path), known or KeyChange(), renames=reader.renames)
     if name is not None:
         table = replace(table, name=name)
         out = zoo.user_table_path(name, table.key)
         _check_replacement(out, table)
-    return write_table(_csv(out), replace(table, card={"date": provenance()["date"]} | table.card | {"from": path.resolve().name}))
+    record = write_table(_csv(out), replace(table, card={"date": provenance()["date"]} | table.card | {"from": path.resolve().name}))
+    validation, notes = table.card.get("validation"), table.card.get("notes")
+    record |= {"validation": validation} if validation else {}
+    return record | ({"notes": [str(note) for note in notes]} if isinstance(notes, list) and notes else {})
 
 
-def _told(table: LatencyTable, known: KeyChange) -> LatencyTable:
+def _told(table: LatencyTable, known: KeyChange, *, renames: bool) -> LatencyTable:
     """The table with what the user knows of it, which the card says; a table of ours knows all itself."""
     told = {field: value for field, value in asdict(known).items() if value is not None}
     if not told:
         return table
-    if table.source != "imported":
+    if table.source != "imported" and not (renames and set(told) == {"device"}):
         raise UsageError(f"--{next(iter(told))} must go with a table that does not tell it, but table {table.name} has a card of its own")
     for field, value in told.items():
         if isinstance(value, str) and not (value.strip() and value.isprintable() and len(value) <= 200):

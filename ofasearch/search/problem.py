@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import InfeasibleError, UsageError
-from ofasearch.space.core import Bounds, Codes, Cost, Space, Values
+from ofasearch.space.core import Bounds, Codes, Space, Values
 
 Objective = Callable[[Codes], Values]  # canonical codes (n, g) -> (n,), smaller is better
+
+
+class Priced(Protocol):
+    """A price of whole networks: canonical codes (n, g) -> (n,), and its extremes over the space."""
+
+    def __call__(self, codes: Codes) -> Values:
+        """Prices (n,)."""
+
+    def bounds(self) -> Bounds:
+        """The extremes and a network (g,) that reaches each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class Budget:
     """A cost of at most `limit`, in the cost's own unit; `show` spells a value of that unit for people."""
 
     name: str
-    cost: Cost
+    cost: Priced
     limit: float
     show: Callable[[float], str]
 

@@ -107,7 +107,8 @@ def answers(capsys):
         (2, "find --memory 3M", "the unit of memory must be one of B, kB"),
         (2, "find --flops 8M --resolutions big", "must be sizes of at least 8 pixels separated by commas"),
         (2, "find --flops 8M --batch 0", "--batch must be 1..4096 and --threads 1..1024, but got 0 and 1"),
-        (2, "find --flops 8M --precision int3", "--precision must be one of fp32, but got 'int3'"),
+        (2, "find --flops 8M --precision int3", "--runtime and --precision are those of a device: add --target cpu or cuda"),
+        (2, "find --target cpu --latency 1ms --precision int3", "--precision must be one of fp32, int8"),
         (2, "find --flops 8M --generations -1", "generations of at least 0"),
         (2, "find --flops 8M --top-k 0", "--top-k"),
         (2, "find --flops 8M --seed -1", "--seed"),
@@ -185,12 +186,7 @@ def test_a_predictor_of_another_space_is_refused(fails, shared_data):
 )
 def test_a_folder_that_cannot_be_written_is_named(fails, tmp_path, monkeypatch, argv, out):
     (tmp_path / "file").touch()
-    table = estimated_table(get_space("compofa-mbv3-cifar"), DEVICES["v100"])
-    validation = {"n": 20, "bias_ms": 0.0, "mape": 0.0, "kendall_tau": 1.0}
-    monkeypatch.setattr(
-        "ofasearch.jobs.latency.cpu_table", lambda *_, **__: iter([table.corrected(table.correction, validation=validation)])
-    )
-    monkeypatch.setattr("ofasearch.latency.measure.load_warning", lambda: None)
+    monkeypatch.setattr("ofasearch.jobs.latency.build_table", None)  # it is said before anything is measured
     sentence = fails(1, *argv, tmp_path / out)
     assert "must be writable, but it is not" in sentence
     assert str(tmp_path / "file") in sentence

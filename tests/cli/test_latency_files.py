@@ -141,7 +141,7 @@ def test_a_better_known_table_of_the_name_is_never_replaced(answers, fails, note
         (2, "import lookup -o t.csv --batch 0", "--batch must be between 1 and 1,000,000, but got 0"),
         (2, "import lookup -o t.csv --threads 9999999", "--threads must be between 1"),
         (1, "import nowhere -o t.csv", "nowhere must be an existing file or folder, but there is none"),
-        (1, "import empty -o t.csv", "empty must be of a known format (once-for-all lookup tables; a table of ofasearch)"),
+        (1, "import empty -o t.csv", "must be of a known format (once-for-all lookup tables; results of a kit; a table of ofasearch)"),
         (1, "import t.bin -o t.csv", "must be of a known format"),
         (1, "import bomb.yaml -o t.csv", "bomb.yaml must "),
         (1, "import code.yaml -o t.csv", "could not determine a constructor"),

@@ -10,8 +10,8 @@ import torch
 from makers import image_folder, official_state
 
 from ofasearch.cli.main import run
-from ofasearch.jobs import latency as machine
-from ofasearch.latency.measure import StopRule
+from ofasearch.jobs import latency, measuring
+from ofasearch.latency.stopwatch import StopRule
 from ofasearch.predictor import Predictor, encoder_of, save_predictor
 from ofasearch.space.families import get_space
 from ofasearch.supernet.importers import load_official
@@ -220,9 +220,9 @@ def predictor(tmp_path_factory):
 
 
 def test_find_ends_with_a_calibrated_measured_file(answers, compofa, photographs, predictor, monkeypatch, tmp_path):
-    rule = StopRule(tolerance=1.0, min_samples=2, max_seconds=0.01, warmup=1, min_sample_ms=0.0)
-    monkeypatch.setattr(machine, "LAYER_RULE", rule)
-    monkeypatch.setattr(machine, "NET_RULE", rule)
+    monkeypatch.setattr(measuring, "NET_RULE", StopRule(min_bursts=2, max_bursts=2, warmup=1, min_sample_ms=0.0))
+    monkeypatch.setattr(latency, "FIT_NETS", 4)
+    monkeypatch.setattr(latency, "CHECK_NETS", 3)
     monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "cache"))
     argv = ("--supernet", compofa, "--predictor", predictor, "--data", photographs, "--target", "cpu", "--latency", "500ms")
     code, record, sentence = answers("find", *argv, "--resolutions", 128, "--out", tmp_path / "run")

@@ -10,7 +10,7 @@ from torch import nn
 from ofasearch.deploy.export import build_onnx, fold_norm, layer_key, random_weights, verify
 from ofasearch.errors import ArchError, VerificationError
 from ofasearch.evaluate.score import recalibrate_bn
-from ofasearch.latency.measure import OnnxModel
+from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.space.core import LayerSpec
 from ofasearch.space.families import get_space
 from ofasearch.supernet.elastic import Network, build_layer, norms

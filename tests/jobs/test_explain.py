@@ -11,22 +11,22 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from pretended import Device
 
 from ofasearch import zoo
 from ofasearch.errors import FormatError, InfeasibleError, MismatchError, NotFoundError, UnmeasuredError, UsageError, WriteError
 from ofasearch.jobs import explain as job
-from ofasearch.jobs import latency as machine
 from ofasearch.jobs.deliver import save_subnet, shipped_subnet
 from ofasearch.jobs.explain import DiffRequest, DiffResult, ExplainRequest, ExplainResult, Pricing
-from ofasearch.jobs.latency import LatencyProgress
+from ofasearch.jobs.measuring import LatencyProgress
 from ofasearch.jobs.savings import find_savings, single_changes
 from ofasearch.latency.account import account, differ
-from ofasearch.latency.measure import Timing
+from ofasearch.latency.memory import network_name
 from ofasearch.latency.ofa_yaml import load_ofa_yaml
 from ofasearch.latency.table import load_table, save_table
 from ofasearch.report.explain import account_text, change, dear, difference_text, draw_account, draw_difference
 from ofasearch.space.core import resized
-from ofasearch.space.costs import costs, macs, macs_of
+from ofasearch.space.costs import costs, macs_of
 from ofasearch.space.families import DESIGNS, get_space
 from ofasearch.space.static import net_config, run_config
 
@@ -135,7 +135,9 @@ def test_estimates_say_that_they_are(shared_data):
         assert result.record["source"] == "estimated"
         assert {layer["source"] for layer in result.record["layers"]} == {"estimated"}
         assert result.record["device"]["batch"] == 64
-        assert any(n.startswith("latencies of v100 are estimated from its published peaks, not measured, for batch 64") for n in result.notes)
+        assert any(
+            n.startswith("latencies of v100 are estimated from its published peaks, not measured, for batch 64") for n in result.notes
+        )
 
 
 def test_interpolated_layers_are_counted(tmp_path):
@@ -155,49 +157,36 @@ def test_interpolated_layers_are_counted(tmp_path):
 
 
 @pytest.fixture
-def stopwatch(monkeypatch, tmp_path):
-    """A pretended device that takes time for MACs, and for whole networks 20 us more; remembers how many layers it timed."""
-    timed = []
-
-    def time(blueprints, *_):
-        timed.extend(map(len, blueprints.values()))
-        ms = {name: 0.001 + sum(map(macs, b)) * 1e-8 + (0.02 if len(b) > 1 else 0) for name, b in blueprints.items()}
-        return {name: Timing(v, v, v, v, v, 0.0, v, v, 100) for name, v in ms.items()}
-
+def device(monkeypatch, tmp_path):
+    """A pretended device that takes time for MACs."""
     monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(machine, "_time_onnx", time)
-    return timed
+    return Device().pretend(monkeypatch)
 
 
-def test_this_machine_is_measured_at_the_resolution_of_the_network_alone(stopwatch):
+def test_this_machine_is_measured_at_the_resolution_of_the_network_alone(device):
     text = "compofa-mbv3-w1.0@r128-2-3-2-4-2"
     events = list(job.explain(ExplainRequest(subnet=text, pricing=Pricing(target="cpu", threads=2))))
-    layers = get_space("compofa-mbv3-w1.0").with_resolutions([128]).layers()
-    assert stopwatch.count(1) == len(layers) + 1  # and the empty graph
+    assert {name.partition("-")[0] for name in device.loaded} == {"r128"}
     assert len(events) > 3
     record = events[-1].record
     assert (record["source"], record["device"]["threads"]) == ("measured", 2)
     assert record["validation"]["n"] == 20
-    stopwatch.clear()
-    assert len(list(job.explain(ExplainRequest(subnet=text, pricing=Pricing(target="cpu", threads=2))))) == 1
-    assert stopwatch == []
+    device.loaded.clear()
+    again = list(job.explain(ExplainRequest(subnet=text, pricing=Pricing(target="cpu", threads=2))))
+    assert (again[-1].record, device.loaded) == (record, [])
 
 
-def test_a_network_of_no_space_is_measured_alone_and_end_to_end(stopwatch, shared_data):
+def test_a_network_of_no_space_is_measured_alone_and_end_to_end(device, shared_data):
     subnet = folder_of(shared_data, "cpu_lat-10ms")
     result = explain(subnet, target="cpu")
     layers = result.explained.network.blueprint
-    assert sorted(stopwatch) == [1] * (1 + len({spec.shape for spec in layers})) + [len(layers)]
-    whole = 0.021 + sum(map(macs, layers)) * 1e-8
-    assert result.record["latency_ms"] == pytest.approx(whole)
-    assert (result.record["slope"], result.record["corrected_on_networks"]) == (1.0, 1)
+    assert set(device.loaded) == {network_name(layers)}
+    assert result.record["latency_ms"] == pytest.approx(device.ms(layers), rel=0.01)
     assert "validation" not in result.record
-    stopwatch.clear()
     b = diff(subnet, folder_of(shared_data, "cpu_lat-15ms"), target="cpu")
     assert b.record["steps"][0]["name"] == "resolution 144 -> 188"
-    assert b.record["delta_ms"] == pytest.approx(sum(macs(s) for s in b.b.network.blueprint) * 1e-8 + 0.021 - whole, rel=0.05)
-    assert any("were corrected apart" in note for note in b.notes)
+    assert b.record["delta_ms"] == pytest.approx(device.ms(b.b.network.blueprint) - device.ms(layers), rel=0.05)
 
 
 # -- the cheapest single change --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pretended import Device
 
 import ofasearch
 from ofasearch import zoo
@@ -15,11 +16,10 @@ from ofasearch.jobs import find as job
 from ofasearch.jobs import latency as machine
 from ofasearch.jobs import setup
 from ofasearch.jobs.deliver import load_subnet, prove, to_network
-from ofasearch.jobs.latency import Memory
-from ofasearch.latency.measure import OnnxModel, Timing, fingerprint
-from ofasearch.latency.table import TableKey
+from ofasearch.latency.onnx_model import OnnxModel
+from ofasearch.latency.stopwatch import Timing
 from ofasearch.predictor import Encoder, Predictor, save_predictor
-from ofasearch.space.costs import activation_bytes_of, costs, macs, macs_of, params_of
+from ofasearch.space.costs import activation_bytes_of, costs, macs_of, params_of
 from ofasearch.space.static import net_config
 
 BUDGET = 8e6  # MACs; the shipped space reaches from 4.2 to 14.4 M
@@ -259,33 +259,13 @@ def test_an_estimated_target_says_that_it_is_estimated(tmp_path, shipped):
 
 def certain(ms):
     """A timing without scatter."""
-    return Timing(ms, 1.1 * ms, 1.2 * ms, 1.3 * ms, ms, 0.0, 0.99 * ms, 1.01 * ms, 100)
-
-
-class Machine:
-    """A pretended device that takes time for MACs, and for whole networks a fifth more; remembers what is timed."""
-
-    def __init__(self, patch, folder):
-        self.layers, self.nets, self.fail_at = [], [], None
-        patch.setenv("OFASEARCH_CACHE", str(folder))
-        patch.setattr(machine, "_time_onnx", self.time_blueprints)
-
-    @staticmethod
-    def ms(blueprint):
-        mine = sum(map(macs, blueprint)) * 1e-8
-        return 0.001 + mine if len(blueprint) == 1 else 0.02 + 1.2 * mine
-
-    def time_blueprints(self, blueprints, batch, threads, rule):
-        if self.fail_at is not None and len(self.layers) + len(self.nets) >= self.fail_at:
-            raise KeyboardInterrupt
-        for name, blueprint in blueprints.items():
-            (self.layers if len(blueprint) == 1 else self.nets).append(name)
-        return {name: certain(self.ms(blueprint)) for name, blueprint in blueprints.items()}
+    return Timing(ms, 1.1 * ms, 1.2 * ms, 1.3 * ms, ms, 0.0, 0.99 * ms, 1.01 * ms, 100, ms)
 
 
 @pytest.fixture
 def device(monkeypatch, tmp_path):
-    return Machine(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "cache"))
+    return Device().pretend(monkeypatch)
 
 
 class Script:
@@ -293,85 +273,11 @@ class Script:
 
     def __init__(self, patch, measured, lone=None):
         self.measured, self.lone, self.groups = iter(measured), lone, []
-        patch.setattr(job, "time_files", self.time)
+        patch.setattr(job, "_time_rows", self.time)
 
-    def time(self, models, *, batch, threads):
-        self.groups.append(len(models))
-        assert OnnxModel(models["0"]).inputs[0].shape == [batch, 3, 32, 32]
-        return {name: self.lone if self.lone and len(models) == 1 else next(self.measured) for name in models}
-
-
-def table_of(space):
-    *progress, table = machine.cpu_table(space)
-    return progress, table
-
-
-def test_every_layer_and_thirty_networks_are_measured_once(device, shipped):
-    space = shipped.weights.space
-    progress, table = table_of(space)
-    assert len(device.layers) == 1 + len(space.layers())  # the empty graph too
-    assert len(set(device.nets)) == len(device.nets) == machine.FIT_NETS + machine.CHECK_NETS
-    assert (table.source, table.key) == ("measured", fingerprint(batch=1, threads=1))
-    assert progress[0].done == 0
-    assert progress[-1].done == progress[-1].total == len(space.layers()) + len(device.nets)
-    device.layers.clear()
-    device.nets.clear()
-    progress, again = table_of(space)
-    assert (device.layers, device.nets, progress) == ([], [], [])
-    assert (again.rows, again.correction) == (table.rows, table.correction)
-
-
-def test_other_threads_are_another_machine(device, shipped):
-    table_of(shipped.weights.space)
-    count = len(device.layers)
-    list(machine.cpu_table(shipped.weights.space, threads=2))
-    assert len(device.layers) == 2 * count
-
-
-@pytest.mark.parametrize("fail_at", [20, 50])
-def test_an_interruption_loses_no_measurement(device, shipped, fail_at):
-    device.fail_at = fail_at
-    with pytest.raises(KeyboardInterrupt):
-        table_of(shipped.weights.space)
-    done = set(device.layers + device.nets) - {""}
-    assert len(done) >= fail_at - 1
-    device.fail_at = None
-    device.layers.clear()
-    device.nets.clear()
-    _, table = table_of(shipped.weights.space)
-    assert not done & set(device.layers + device.nets)
-    assert table.card["validation"]["n"] == machine.CHECK_NETS
-
-
-def test_torn_lines_of_the_memory_are_measured_again(device, shipped, tmp_path):
-    table_of(shipped.weights.space)
-    (path,) = (tmp_path / "cache").rglob("layers.jsonl")
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
-    device.layers.clear()
-    table_of(shipped.weights.space)
-    assert len(device.layers) == 2  # the empty graph and the torn one
-    device.layers.clear()
-    table_of(shipped.weights.space)
-    assert device.layers == []
-
-
-def test_the_correction_tells_whole_networks_better_than_the_bare_sum(device, shipped):
-    _, table = table_of(shipped.weights.space)
-    raw, corrected = table.card["raw_validation"], table.card["validation"]
-    assert abs(corrected["bias_ms"]) < 0.01 * abs(raw["bias_ms"])
-    assert corrected["mape"] < 1e-6
-    assert raw["mape"] > 0.05
-    assert corrected["kendall_tau"] == pytest.approx(1)
-    net = shipped.weights.space.blueprint(shipped.weights.space.largest())
-    assert table.latency_ms(net) == pytest.approx(device.ms(net))
-
-
-def test_noise_that_turns_the_order_around_is_not_followed(device, shipped, monkeypatch):
-    ms = device.ms
-    monkeypatch.setattr(Machine, "ms", staticmethod(lambda b: ms(b) if len(b) == 1 else 1 / ms(b)))
-    _, table = table_of(shipped.weights.space)
-    assert table.correction.slope > 0
+    def time(self, request, setup, rows):
+        self.groups.append(len(rows))
+        return [self.lone if self.lone and len(rows) == 1 else next(self.measured) for _ in rows]
 
 
 def find_on_cpu(out, latency_ms=0.13, **options):
@@ -409,10 +315,9 @@ def test_candidates_are_timed_until_one_keeps_the_budget(device, monkeypatch, tm
 def test_a_second_question_measures_only_its_candidates(device, monkeypatch, tmp_path):
     Script(monkeypatch, [certain(0.1)] * 10)
     first = find_on_cpu(tmp_path / "run")
-    device.layers.clear()
-    device.nets.clear()
+    device.loaded.clear()
     assert find_on_cpu(tmp_path / "again")["arch_id"] == first["arch_id"]
-    assert (device.layers, device.nets) == ([], [])
+    assert device.loaded == []
 
 
 def test_a_smaller_table_budget_is_tried_before_giving_up(device, monkeypatch, tmp_path):
@@ -483,21 +388,3 @@ def test_foreign_data_is_told(tmp_path):
     notes = ofasearch.find(macs=8e6, data="digits", out=tmp_path)["notes"]
     assert any("digits names other classes than the supernet" in note for note in notes)
     assert any("is far below the" in note for note in notes)
-
-
-def test_remembered_nonsense_is_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path))
-    memory = Memory(TableKey(device="d", runtime="r"))
-    memory.add("layers", "good", {"ms": 1.0, "p90_ms": 1.0, "n": 1})
-    for bad in ("NaN", "-1.0", "0.0", "Infinity"):
-        with (memory.folder / "layers.jsonl").open("a") as file:
-            file.write(f'{{"name": "bad", "ms": {bad}, "p90_ms": 1.0, "n": 1}}\n')
-    assert set(memory.load("layers")) == {"good"}
-
-
-def test_a_cache_that_cannot_be_written_costs_only_the_memory(device, shipped, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "file"))
-    _, table = table_of(shipped.weights.space)
-    assert "must be writable" in table.card["not_remembered"]
-    assert len(device.nets) == 30

@@ -292,12 +292,13 @@ def test_latencies_cut_buckets_where_a_target_is_given(scored, supernets):
 
 
 def test_this_machine_is_measured_where_it_is_the_target(scored, monkeypatch):
-    def measured(space):
+    def measured(space, runtime):
+        assert runtime.key.runtime.startswith("onnxruntime")
         yield LatencyProgress(done=1, total=2, what="a layer", eta_seconds=3.0)
         table = estimated_table(space, DEVICES["v100"])
         yield replace(table, name="cpu", rows={key: replace(row, source="measured") for key, row in table.rows.items()})
 
-    monkeypatch.setattr(job, "cpu_table", measured)
+    monkeypatch.setattr(job, "build_table", measured)
     first, *_, result = evaluate_supernet(PopulationRequest(supernet="tiny", data="noise", protocol="boxes", nets=2, target="cpu"))
     assert first == PopulationProgress(phase="measuring this machine: a layer", done=1, total=2, eta_seconds=3.0)
     assert (result.record["target"], result.record["latency_source"]) == ("cpu", "measured")

@@ -17,7 +17,7 @@ from ofasearch.errors import ArchError, CalibrationError, FormatError, MismatchE
 from ofasearch.jobs import subnet as job
 from ofasearch.jobs.deliver import load_subnet, onnx_bytes, prove, save_subnet, uncalibrated_subnet
 from ofasearch.jobs.network import parse_codes
-from ofasearch.latency.measure import OnnxModel
+from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.space.costs import costs
 from ofasearch.space.families import get_space
 

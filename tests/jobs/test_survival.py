@@ -17,10 +17,10 @@ from PIL import Image
 
 from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
-from ofasearch.jobs import latency, members, train_setup
+from ofasearch.deploy.runtime import get_runtime
+from ofasearch.jobs import latency, measuring, members, train_setup
 from ofasearch.jobs import train as training
-from ofasearch.jobs.latency import Memory
-from ofasearch.latency.measure import fingerprint
+from ofasearch.latency.memory import Memory
 from ofasearch.supernet.weights import load_weights
 from ofasearch.train.loop import TrainConfig
 
@@ -34,17 +34,17 @@ SIZES = {"train": 32, "calibration": 16, "validation": 16, "test": 16}
 GLANCE = """
 import sys
 import time
-from ofasearch.jobs import latency
-from ofasearch.latency.measure import StopRule
-rule = StopRule(min_samples=3, max_samples=3, warmup=1, min_sample_ms=0.0)
-latency.LAYER_RULE = latency.NET_RULE = latency.time_files.__kwdefaults__["rule"] = rule
+from ofasearch.jobs import latency, measuring
+from ofasearch.latency.stopwatch import StopRule
+measuring.NET_RULE = StopRule(min_bursts=2, max_bursts=2, warmup=1, min_sample_ms=0.0)
+latency.SMALL_FIT_NETS, latency.CHECK_NETS, latency.SMALL_TIMES = 8, 6, 1
 """
 TABLE = f"""{GLANCE}
 PAUSE = {PAUSE}
-from ofasearch.jobs.latency import LatencyProgress
+from ofasearch.deploy.runtime import get_runtime
 from ofasearch.space.families import get_space
-for event in latency.cpu_table(get_space("compofa-mbv3-cifar")):
-    if isinstance(event, LatencyProgress):
+for event in latency.build_table(get_space("compofa-mbv3-cifar"), get_runtime()):
+    if isinstance(event, measuring.LatencyProgress):
         print(event.done, event.total, flush=True)
         time.sleep(PAUSE)
 """
@@ -124,23 +124,24 @@ def few(full):
 @pytest.mark.parametrize("seed", [0])
 def test_no_kill_takes_a_measurement_that_was_reported(tmp_path, monkeypatch, seed):
     monkeypatch.setenv("OFASEARCH_CACHE", str(tmp_path / "cache"))
-    memory, rng = Memory(fingerprint(batch=1, threads=1)), random.Random(seed)
-    before = {"layers": {}, "nets": {}}
+    memory, rng = Memory(get_runtime().key), random.Random(seed)
+    before, level = {}, None
     for _ in range(3):
-        reported = kill_after(start(TABLE, cwd=tmp_path), rng.randint(2, 5), rng.uniform(0, LATEST))
-        known = {kind: memory.load(kind) for kind in before}
-        for kind, rows in before.items():
-            assert {name: known[kind].get(name) for name in rows} == rows
-        assert sum(map(len, known.values())) - sum(map(len, before.values())) >= int(reported.split()[0])
-        before = known
-    assert before["layers"]
+        killed = start(TABLE, cwd=tmp_path)
+        reported = kill_after(killed, len(before) + rng.randint(1, 5), rng.uniform(0, LATEST))
+        known, levels = memory.networks(), lines_of(memory.folder / "levels.jsonl")
+        assert {name: known.get(name) for name in before} == before
+        assert len(known) >= int(reported.split()[0])  # what is reported is on disk; a group comes there whole
+        assert level in (None, levels[0]["ms"])
+        before, level = known, levels[0]["ms"]
     last = finish(start(TABLE, cwd=tmp_path)).splitlines()[-1].split()
     assert last[0] == last[1]
-    for kind, rows in before.items():
-        names = [line["name"] for line in lines_of(memory.folder / f"{kind}.jsonl")]
-        assert {name: memory.load(kind)[name] for name in rows} == rows
-        assert sorted(names) == sorted(set(names))  # nothing was measured twice
-    assert len(memory.load("nets")) == latency.FIT_NETS + latency.CHECK_NETS
+    names = [line["name"] for line in lines_of(memory.folder / "nets.jsonl")]
+    assert {name: memory.networks()[name] for name in before} == before
+    assert sorted(names) == sorted(set(names))  # nothing was measured twice
+    assert len(names) == int(last[1])
+    assert len(lines_of(memory.folder / "levels.jsonl")) == 1
+    assert json.loads((memory.folder / "fingerprint.json").read_text())["device"] == get_runtime().key.device
 
 
 def lines_of(path):
@@ -208,17 +209,24 @@ def test_two_searches_measure_into_one_cache(tmp_path, monkeypatch, shipped):
     question = ("find", "--target", "cpu", "--latency", "1s", "--json", "--out")  # any network keeps that
     cache = {"OFASEARCH_CACHE": str(tmp_path / "cache")}
     outputs = together(*(start(FIND, *question, tmp_path / name, cwd=tmp_path, **cache) for name in ("one", "two")))
-    for name, output in zip(("one", "two"), outputs, strict=True):
-        assert json.loads(output) == json.loads((tmp_path / name / "result.json").read_text())
-    (folder,) = (tmp_path / "cache" / "latency").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"fingerprint.json", "layers.jsonl", "nets.jsonl"}
+    records = [json.loads(output) for output in outputs]
+    for name, record in zip(("one", "two"), records, strict=True):
+        assert record == json.loads((tmp_path / name / "result.json").read_text())
+    assert records[0]["candidates"] == records[1]["candidates"]  # both saw the same numbers
+    (folder,) = (path for path in (tmp_path / "cache" / "latency").iterdir() if path.is_dir())
+    assert {path.name for path in folder.iterdir()} == {"fingerprint.json", "levels.jsonl", "nets.jsonl"}
     for path in folder.iterdir():
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         assert all(isinstance(json.loads(line), dict) for line in lines)
+    names = [line["name"] for line in lines_of(folder / "nets.jsonl")]
+    assert sorted(names) == sorted(set(names))  # each network was measured by one of them
+    assert len(lines_of(folder / "levels.jsonl")) == 1
     monkeypatch.setenv("OFASEARCH_CACHE", cache["OFASEARCH_CACHE"])
-    monkeypatch.setattr(latency, "_time_onnx", None)  # nothing is left to be measured
-    (table,) = latency.cpu_table(shipped.weights.space)
-    assert table.card["validation"]["n"] == latency.CHECK_NETS
+    monkeypatch.setattr(measuring, "stopwatch", None)  # nothing is left to be measured
+    for name, number in (("SMALL_FIT_NETS", 8), ("CHECK_NETS", 6), ("SMALL_TIMES", 1)):
+        monkeypatch.setattr(latency, name, number)
+    *_, table = latency.build_table(shipped.weights.space, get_runtime())
+    assert table.card["validation"]["n"] == 6
 
 
 def parquet(path):

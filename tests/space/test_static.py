@@ -10,7 +10,7 @@ import torch
 
 from ofasearch.deploy.export import build_onnx, random_weights
 from ofasearch.errors import ArchError, FormatError, NotFoundError
-from ofasearch.latency.measure import OnnxModel
+from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.roofline import DEVICES, estimate_ms
 from ofasearch.space.core import RESOLUTION_LIMIT
 from ofasearch.space.costs import costs
