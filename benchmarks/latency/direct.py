@@ -23,6 +23,7 @@ def main() -> None:
     """Run the benchmark and write its record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--predictor", required=True)
+    parser.add_argument("--spaces", nargs="+", default=["compofa-mbv3-w1.2", "compofa-mbv3-elastic-w1.2"])
     parser.add_argument("--resolution", type=int, default=160)
     parser.add_argument("--latency", type=float, default=7.0, help="budget, ms")
     parser.add_argument("--population", type=int, default=50)
@@ -30,11 +31,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows = []
-    for space in ("compofa-mbv3-w1.2", "compofa-mbv3-elastic-w1.2"):
+    for space in options.spaces:
         for measure in ("direct", "table"):
             rows.append(one(space, measure, options))
             print(rows[-1], flush=True)
-    write_json(options.out, provenance(rows=rows, resolution=options.resolution, budget_ms=options.latency))
+            write_json(options.out, provenance(rows=rows, resolution=options.resolution, budget_ms=options.latency))
 
 
 def one(space: str, measure: str, options: Any) -> dict[str, Any]:
