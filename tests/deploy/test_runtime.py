@@ -3,6 +3,7 @@
 import itertools
 import logging
 import tempfile
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,8 @@ def blueprint(tiny_space):
 def has_compiler():
     """Whether torch.compile works on this machine, which needs a C++ compiler."""
     try:
-        torch.compile(lambda x: x + 1)(torch.ones(2))
+        with warnings.catch_warnings(action="ignore"):  # of the compiler's own use of torch
+            torch.compile(lambda x: x + 1)(torch.ones(2))
     except Exception as error:
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
 
@@ -73,8 +75,23 @@ def test_compiled_torch_runs_as_one(blueprint, has_compiler):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
+def test_every_network_is_compiled_however_many_there_are(tiny_space, has_compiler):
+    """The compiler gives up on a function after eight versions of it, and runs it as it is without a word."""
+    from torch._dynamo.utils import counters
+
+    runtime, before, runners = get_runtime("torch-compile"), counters["stats"]["unique_graphs"], []
+    with runtime.held():
+        for number, codes in enumerate(tiny_space.enumerate()[::40][:10], start=1):
+            runners.append(runtime.load(tiny_space.blueprint(codes)))
+            assert counters["stats"]["unique_graphs"] == before + number
+        for runner in runners:
+            runner.run()
+    assert counters["stats"]["unique_graphs"] == before + 10  # none is compiled anew when its turn comes
+
+
 def test_a_compiler_that_is_not_there_is_told_in_one_sentence(blueprint, monkeypatch):
-    def compiled(network):
+    def compiled(network, **options):
         raise RuntimeError("no C++ compiler was found\nand a page of advice")
 
     monkeypatch.setattr(torch, "compile", compiled)
