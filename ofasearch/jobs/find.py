@@ -100,6 +100,7 @@ class _Outcome:
     evaluations: int = 0
     seconds: float = 0.0
     candidates: list[Candidate] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # how the machine behaved while candidates were timed
 
 
 def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
@@ -130,7 +131,7 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     winner = outcome.candidates[0]
     record = _record(request, setup, codes, winner, outcome)
     yield FindProgress(phase="exporting", done=0, total=1)
-    notes = list(setup.notes)
+    notes = list(dict.fromkeys([*setup.notes, *outcome.words]))
     folder = request.out or Path("runs") / f"find-{setup.space.name}"
     subnet, why_not = _subnet(request, setup, codes, data)
     if why_not:
@@ -252,7 +253,8 @@ def _measure(request: FindRequest, setup: Setup, codes: Codes, budget_ms: float,
     for start in range(0, len(codes), MEASURED_TOGETHER):
         rows = codes[start : start + MEASURED_TOGETHER]
         yield FindProgress(phase="measuring candidates end to end", done=start, total=len(codes), best_top1=predicted_top1(setup, rows[0]))
-        for row, timing in zip(rows, _time_rows(request, setup, rows), strict=True):
+        timings, outcome.words = _time_rows(request, setup, rows)
+        for row, timing in zip(rows, timings, strict=True):
             tried.append((row, _candidate(setup, row, timing, timing.high <= budget_ms)))
         if any(candidate.accepted for _, candidate in tried):
             break
@@ -262,11 +264,11 @@ def _measure(request: FindRequest, setup: Setup, codes: Codes, budget_ms: float,
     return float(np.median([c.measured.high / c.latency_ms for c in outcome.candidates if c.measured and c.latency_ms]))
 
 
-def _time_rows(request: FindRequest, setup: Setup, rows: Codes) -> list[Timing]:
-    """Timings of networks on this machine, remembered; weights do not matter for that, so random ones serve."""
+def _time_rows(request: FindRequest, setup: Setup, rows: Codes) -> tuple[list[Timing], list[str]]:
+    """Timings of networks on this machine, remembered, and what is to be said of them; random weights serve for that."""
     lab = Lab(local_runtime(request.question), reference_of(setup.space))
     found = dict(lab.measure({str(i): setup.space.blueprint(row) for i, row in enumerate(rows)}))
-    return [found[str(i)].timing for i in range(len(rows))]
+    return [found[str(i)].timing for i in range(len(rows))], lab.words()
 
 
 # -- answering -------------------------------------------------------------------------------------------------
@@ -370,7 +372,7 @@ def _export(
     """Prove the ONNX file and write it with `subnet.pt`; returns what was measured on the way."""
     facts = {
         key: record[key]
-        for key in ("predicted_top1", "predicted_top1_source", "latency_ms", "latency_source", "macs", "params")
+        for key in ("predicted_top1", "predicted_top1_source", "latency_ms", "latency_source", "device", "macs", "params")
         if key in record
     }
     difference, images = prove(subnet, onnx_bytes(subnet), data)

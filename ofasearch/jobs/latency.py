@@ -435,6 +435,5 @@ def open_table(name: str) -> tuple[LatencyTable, Path | None]:
 
     Raises NotFoundError, FormatError.
     """
-    if Path(name).is_file():
-        return load_table(Path(name)), Path(name)
-    return zoo.open_table(name), None
+    path = Path(name) if Path(name).is_file() else zoo.user_tables() / f"{name}.csv"
+    return (load_table(path), path) if path.is_file() else (zoo.open_table(name), None)
