@@ -151,7 +151,10 @@ def _tell_validation(result: Any, *, stored: bool, picture: Path | None, as_json
     rows = [("as it was", f"{agreement_text(result.before)}, on {int(result.before['n'])} networks")]
     if result.fixed:
         rows.append(
-            (f"at {result.fixed_resolution}x{result.fixed_resolution}", f"{agreement_text(result.fixed)}, on {int(result.fixed['n'])}")
+            (
+                f"at {result.fixed_resolution}x{result.fixed_resolution}",
+                f"{agreement_text(result.fixed)}, on {int(result.fixed['n'])} networks",
+            )
         )
     if result.after:
         line = f"{correction.slope:.4f} x + {correction.offset_ms:.4f} ms: {agreement_text(result.after)} (each left out in turn)"
