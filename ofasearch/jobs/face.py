@@ -41,8 +41,11 @@ def find(
     predictor: str | None = None,
     data: str | None = None,
     resolutions: tuple[int, ...] | None = None,
+    runtime: str = "ort",
+    precision: str = "fp32",
     batch: int = 1,
     threads: int = 1,
+    measure: str = "table",
     population: int = 100,
     generations: int = 500,
     seed: int = 0,
@@ -61,8 +64,11 @@ def find(
         supernet=supernet,
         predictor=predictor,
         resolutions=resolutions,
+        runtime=runtime,
+        precision=precision,
         batch=batch,
         threads=threads,
+        measure=measure,
     )
     request = FindRequest(
         question=question,
@@ -118,4 +124,26 @@ def train_supernet(
     return {name: value for name, value in result.items() if value is not None} | {"supernet": str(result["supernet"])}
 
 
-__all__ = ["bench", "evaluate_subnet", "export", "find", "inspect", "last", "train_supernet"]
+def explain(
+    subnet: str, *, target: str | None = None, space: str | None = None, batch: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Where the milliseconds and MACs of a network go; the fields of `ofasearch explain --json`."""
+    from ofasearch.jobs.explain import ExplainRequest, ExplainResult, Pricing
+    from ofasearch.jobs.explain import explain as explain_events
+
+    pricing = Pricing(target=target, space=space, batch=batch, threads=threads)
+    return last(explain_events(ExplainRequest(subnet=subnet, pricing=pricing)), ExplainResult).record
+
+
+def diff(
+    a: str, b: str, *, target: str | None = None, space: str | None = None, batch: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """What leads from network A to network B; the fields of `ofasearch diff --json`."""
+    from ofasearch.jobs.explain import DiffRequest, DiffResult, Pricing
+    from ofasearch.jobs.explain import diff as diff_events
+
+    pricing = Pricing(target=target, space=space, batch=batch, threads=threads)
+    return last(diff_events(DiffRequest(a=a, b=b, pricing=pricing)), DiffResult).record
+
+
+__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "train_supernet"]

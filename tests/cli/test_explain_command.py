@@ -9,7 +9,10 @@ import sys
 import pytest
 from pretended import Device
 
+import ofasearch
 from ofasearch.cli.main import run
+
+pytestmark = pytest.mark.usefixtures("frozen_tables")
 
 A, B = "compofa-mbv3-cifar@r32-4-4-2-2-2", "compofa-mbv3-cifar@r32-2-3-2-4-2"
 DESK = "amd-epyc-ort-1t"
@@ -117,6 +120,11 @@ def test_a_terminal_without_blocks_gets_ascii(monkeypatch):
     text = screen.buffer.getvalue().decode("ascii")
     assert "####" in text
     assert "?" not in text
+
+
+def test_python_gives_what_the_command_gives(answers):
+    assert ofasearch.explain(A, target=DESK) == json.loads(answers("explain", A, "--target", DESK, "--json"))
+    assert ofasearch.diff(A, B, target=DESK) == json.loads(answers("diff", A, B, "--target", DESK, "--json"))
 
 
 def test_a_picture_is_written_and_named(answers, tmp_path):

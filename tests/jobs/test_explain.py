@@ -31,6 +31,8 @@ from ofasearch.space.families import DESIGNS, get_space
 from ofasearch.space.static import net_config, run_config
 
 A, B = "compofa-mbv3-cifar@r32-4-4-2-2-2", "compofa-mbv3-cifar@r32-2-3-2-4-2"
+pytestmark = pytest.mark.usefixtures("frozen_tables")
+
 DESK = "amd-epyc-ort-1t"  # a shipped table
 PHONE = "ofa-mbv3-w1.2@r176-23333-3343634-3747433-3347434-3363634"
 
