@@ -104,19 +104,7 @@ def _pricing(options: dict[str, Any]) -> Pricing:
 
 
 def _last(events: Iterator[Any], kind: type[T], options: dict[str, Any]) -> T:
-    """The result, after the progress of measuring this machine was shown."""
-    reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
-    result: T | None = None
-    try:
-        for event in events:
-            if isinstance(event, kind):
-                result = event
-            else:
-                reporter.update(f"measuring this machine: {event.what}", event.done, event.total, eta=event.eta_seconds)
-    finally:
-        reporter.clear()
-    assert result is not None  # a job ends with its result or raises
-    return result
+    return show.measured(events, kind, "measuring this machine", quiet=options["quiet"] or options["as_json"])
 
 
 def _width() -> int:
@@ -167,8 +155,7 @@ def _table_facts(table: LatencyTable | None) -> list[tuple[str, str]]:
         facts.append(("correction", f"layers are shown times {c.slope:.4g}, and {c.offset_ms:+.4g} ms are constant per network{fitted}"))
     v = table.card.get("validation")
     if v:
-        error = f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
-        facts.append(("table error", f"on {v['n']} whole networks: {error}"))
+        facts.append(("table error", f"on {v['n']} whole networks: {show.agreement(v)}"))
     else:
         facts.append(("table error", "unknown: the table was not checked on whole networks"))
     return facts

@@ -117,8 +117,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if "latency_validation" in record:
         v = record["latency_validation"]
-        error = f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
-        facts.append(("table", f"checked on {v['n']} whole networks: {error}"))
+        facts.append(("table", f"checked on {v['n']} whole networks: {show.agreement(v)}"))
     cost = f"{record['macs'] / 1e6:.2f} M MACs, {record['params'] / 1e6:.3f} M parameters"
     facts.append(("cost", f"{cost}, {record['activation_bytes'] / 1e6:.3f} MB activations"))
     facts.append(("search", f"{record['evaluations']:,} networks in {record['search_seconds']:.2f} s"))

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ofasearch.cli import show
-from ofasearch.cli.latency_measure import agreement_text
 from ofasearch.cli.subnet import answer
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -134,7 +133,7 @@ def import_table(*, path: Path, kit: Path | None, out: Path | None, name: str | 
         return
     notes, validation = record.pop("notes", []), record.pop("validation", None)
     if validation is not None:
-        record["check"] = f"on {validation['n']} other networks: {agreement_text(validation)}"
+        record["check"] = f"on {validation['n']} other networks: {show.agreement(validation)}"
     answer(record, as_json=False)
     for note in notes:
         click.echo(show.plain(f"note: {note}"))

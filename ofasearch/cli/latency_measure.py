@@ -43,20 +43,8 @@ def build(*, space: str, resolutions: tuple[int, ...] | None, fresh: bool, out: 
     check_writable(out)  # now, not after minutes of measuring
     runtime = get_runtime(options["runtime"], **{name: options[name] for name in ("target", "precision", "batch", "threads")})
     found = get_space(space) if resolutions is None else get_space(space).with_resolutions(resolutions)
-    reporter = show.Reporter(quiet=quiet)
-    warning = load_warning()
-    if warning:
-        reporter.say(warning)
-    table: LatencyTable | None = None
-    try:
-        for event in build_table(found, runtime, fresh=fresh):
-            if isinstance(event, LatencyTable):
-                table = event
-            else:
-                reporter.update(f"measuring {options['target']}: {event.what}", event.done, event.total, eta=event.eta_seconds)
-    finally:
-        reporter.clear()
-    assert table is not None  # the job ends with it or raises
+    events = build_table(found, runtime, fresh=fresh)
+    table = show.measured(events, LatencyTable, f"measuring {options['target']}", quiet=quiet, say=load_warning())
     table = replace(table, name=out.stem)
     save_table(out, table)
     _tell_table(out, table, as_json=as_json)
@@ -77,13 +65,8 @@ def _tell_table(out: Path, table: Any, *, as_json: bool) -> None:
     ]
     if "validation" in table.card:
         checked = table.card["validation"]
-        rows.append(("check", f"on {checked['n']} other networks: {agreement_text(checked)}"))
+        rows.append(("check", f"on {checked['n']} other networks: {show.agreement(checked)}"))
     click.echo(show.pairs(rows))
-
-
-def agreement_text(v: Any) -> str:
-    """Bias, MAPE and rank correlation for people."""
-    return f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
 
 
 @click.command()
@@ -119,20 +102,12 @@ def validate(*, table: str, nets: int, space: str | None, seed: int, plot: Path 
     design = space_of_table(found, get_space(space) if space else None)
     runtime = runtime_of(found.key)
     require_this_machine(found, runtime)
-    reporter, result = show.Reporter(quiet=quiet), None
-    try:
-        for event in validate_table(found, design, runtime, nets=nets, seed=seed):
-            if isinstance(event, Validation):
-                result = event
-            else:
-                reporter.update(f"timing networks: {event.what}", event.done, event.total, eta=event.eta_seconds)
-    finally:
-        reporter.clear()
-    assert result is not None  # the job ends with it or raises
+    events = validate_table(found, design, runtime, nets=nets, seed=seed)
+    result = show.measured(events, Validation, "timing networks", quiet=quiet)
     if stored and path is not None:
         save_table(path, result.table)
     if picture is not None:
-        title = f"{found.name}: {agreement_text(result.before)}"
+        title = f"{found.name}: {show.agreement(result.before)}"
         sizes = [blueprint[0].hw_in for blueprint in result.networks]
         plot_validation(result.predicted_ms, result.measured_ms, sizes, picture, title=title)
     _tell_validation(result, stored=stored, picture=picture, as_json=as_json)
@@ -148,16 +123,16 @@ def _tell_validation(result: Any, *, stored: bool, picture: Path | None, as_json
         record |= {"worst_layers": worst, "networks": nets, "stored": stored, "notes": list(result.notes)}
         show.print_json({key: value for key, value in record.items() if value is not None})
         return
-    rows = [("as it was", f"{agreement_text(result.before)}, on {int(result.before['n'])} networks")]
+    rows = [("as it was", f"{show.agreement(result.before)}, on {int(result.before['n'])} networks")]
     if result.fixed:
         rows.append(
             (
                 f"at {result.fixed_resolution}x{result.fixed_resolution}",
-                f"{agreement_text(result.fixed)}, on {int(result.fixed['n'])} networks",
+                f"{show.agreement(result.fixed)}, on {int(result.fixed['n'])} networks",
             )
         )
     if result.after:
-        line = f"{correction.slope:.4f} x + {correction.offset_ms:.4f} ms: {agreement_text(result.after)} (each left out in turn)"
+        line = f"{correction.slope:.4f} x + {correction.offset_ms:.4f} ms: {show.agreement(result.after)} (each left out in turn)"
         rows.append(("corrected", line + ("" if stored else "; not stored")))
     else:
         rows.append(("correction", "a new one would not predict better; the table keeps the one it has"))

@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 
 def print_json(record: Any) -> None:
@@ -61,6 +63,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def agreement(v: Mapping[str, Any]) -> str:
+    """How well a table tells whole networks: bias, mean error and rank correlation for people."""
+    return f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
+
+
 class Reporter:
     """Progress on stderr: one live line with bar, ETA and best so far on a terminal, a line per phase elsewhere."""
 
@@ -101,3 +108,21 @@ class Reporter:
         if self._live and self._width:
             click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
             self._width = 0
+
+
+def measured(events: Iterator[Any], kind: type[T], phase: str, *, quiet: bool, say: str | None = None) -> T:
+    """The result of a job that measures this machine, after its progress was shown; `say` goes before."""
+    reporter = Reporter(quiet=quiet)
+    if say:
+        reporter.say(say)
+    result: T | None = None
+    try:
+        for event in events:
+            if isinstance(event, kind):
+                result = event
+            else:
+                reporter.update(f"{phase}: {event.what}", event.done, event.total, eta=event.eta_seconds)
+    finally:
+        reporter.clear()
+    assert result is not None  # a job ends with its result or raises
+    return result
