@@ -96,7 +96,7 @@ class Ours:
         """The most accurate network of a space within the budget."""
         space = self.space(name)
         budget = Budget("latency", self.table.cost(space), budget_ms, lambda ms: f"{ms:.1f} ms")
-        return Problem(space, lambda codes: -self.predictor(space.settings(codes)), (budget,))
+        return Problem(space, (lambda codes: -self.predictor(space.settings(codes)),), (budget,))
 
     def run(self, who: str, space_name: str, budget_ms: float, seed: int, search: Callable[[Problem], Search]) -> Run:
         """Time one search from the making of its problem to its last generation."""

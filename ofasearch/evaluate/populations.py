@@ -208,7 +208,7 @@ def draw(space: Space, cost: Cost, buckets: Sequence[Bucket], n: int, rng: np.ra
     drawn = []
     for bucket, rows in zip(buckets, found, strict=True):
         if len(rows) < n:
-            walked = _distinct(np.concatenate([rows, walk_inside(space, cost, bucket, n, rng)]))[:n]
+            walked = distinct(np.concatenate([rows, walk_inside(space, cost, bucket, n, rng)]))[:n]
             drawn.append(Drawn(bucket, walked, "random walks" if len(walked) > len(rows) else "rejection"))
         else:
             drawn.append(Drawn(bucket, rows, "rejection"))
@@ -240,7 +240,7 @@ def _draw_and_reject(space: Space, cost: Cost, buckets: Sequence[Bucket], n: int
         price = cost(codes)
         for i, bucket in enumerate(buckets):
             if len(found[i]) < n:
-                found[i] = _distinct(np.concatenate([found[i], codes[bucket.holds(price)]]))[:n]
+                found[i] = distinct(np.concatenate([found[i], codes[bucket.holds(price)]]))[:n]
         if all(len(rows) == n for rows in found):
             break
     return found
@@ -265,10 +265,10 @@ def walk_inside(space: Space, cost: Cost, bucket: Bucket, n: int, rng: np.random
         then = bucket.distance(cost(space.canonical(proposed)))
         taken = then <= away
         codes[taken], away[taken] = proposed[taken], then[taken]
-    return _distinct(space.canonical(codes)[away == 0])[:n]
+    return distinct(space.canonical(codes)[away == 0])[:n]
 
 
-def _distinct(codes: Codes) -> Codes:
+def distinct(codes: Codes) -> Codes:
     """The rows without those that came before."""
     first = np.unique(codes, axis=0, return_index=True)[1]
     return codes[np.sort(first)]
@@ -325,7 +325,7 @@ def common_networks(one: Space, other: Space, n: int, rng: np.random.Generator) 
         theirs, ours = common_networks(other, one, n, rng)
         return ours, theirs
     small = one.size * len(one.resolutions) <= LISTED
-    rows = random_order(one, rng)[:COMMON_TRIES] if small else _distinct(one.sample(max(COMMON_TRIES, 2 * n), rng))
+    rows = random_order(one, rng)[:COMMON_TRIES] if small else distinct(one.sample(max(COMMON_TRIES, 2 * n), rng))
     pairs = list[tuple[Codes, Codes]]()
     for row in rows:
         twin = _twin(one, other, row)

@@ -201,7 +201,7 @@ def _table_slack(setup: Setup) -> float:
 
 def _with_latency(problem: Problem, limit_ms: float) -> Problem:
     budgets = tuple(Budget(b.name, b.cost, limit_ms, b.show) if b.name == "latency" else b for b in problem.budgets)
-    return Problem(problem.space, problem.objective, budgets)
+    return Problem(problem.space, problem.objectives, budgets)
 
 
 def _search(request: FindRequest, setup: Setup, problem: Problem, outcome: _Outcome) -> Generator[FindProgress, None, Generation]:

@@ -12,7 +12,7 @@ import numpy as np
 from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError
 from ofasearch.jobs.network import parse_codes, space_of
-from ofasearch.predictor import Encoder, FitConfig, Pairs, Predictor, check, encoder_of, fit, read_pairs, save_predictor
+from ofasearch.predictor import FitConfig, Pairs, Predictor, check, encoder_of, fit, read_pairs, save_predictor
 from ofasearch.records import provenance
 from ofasearch.space.families import get_space
 
@@ -26,7 +26,7 @@ def fit_predictor(*, space: str, pairs: Sequence[Path], out: Path, seed: int = 0
     """
     found = get_space(space)
     data = read_pairs(pairs, found)
-    encoder = replace(encoder_of(found), resolutions=tuple(sorted(set(data.settings.r.tolist()))))
+    encoder = encoder_of(found).with_resolutions(tuple(sorted(set(data.settings.r.tolist()))))
     order = np.random.default_rng(seed).permutation(len(data))
     cut = round(HELD_OUT * len(data))
     config = FitConfig(seed=seed)
@@ -47,8 +47,7 @@ def fit_members(*, supernet: str, out: Path, seed: int = 0) -> dict[str, Any]:
     data = Pairs(space.settings(trained.members.codes), trained.members.top1("validation"))
     order = np.random.default_rng(seed).permutation(len(data))
     half = len(data) // 2
-    encoder = Encoder(space.kernels, space.expands, space.resolutions, space.blocks)
-    predictor = fit(encoder, data.take(order[:half]), space.name, FitConfig(seed=seed), trained.weights.digest)
+    predictor = fit(encoder_of(space), data.take(order[:half]), space.name, FitConfig(seed=seed), trained.weights.digest)
     error = check(predictor, data.take(order[half:]))
     return _write(out, predictor, {"pairs": half, "held_out": asdict(error), **provenance(seed=seed, supernet=trained.name)})
 

@@ -106,7 +106,7 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
     if members is not None:
         members = members.narrowed(space)
     objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
-    problem = Problem(space, objective, tuple(_budgets(question.budgets, space, latency)))
+    problem = Problem(space, (objective,), tuple(_budgets(question.budgets, space, latency)))
     notes = table_notes(table)
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:

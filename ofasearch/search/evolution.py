@@ -68,7 +68,7 @@ def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) 
     for number in range(config.generations + 1):
         order = np.argsort(objective, kind="stable")
         codes, objective = codes[order], objective[order]
-        yield Generation(number, codes[: config.keep].copy(), objective[: config.keep].copy(), evaluations)
+        yield Generation(number, codes[: config.keep].copy(), objective[: config.keep, None].copy(), evaluations)
         if number == config.generations:
             break
         chosen = _parents(codes, n_parents)
@@ -95,7 +95,7 @@ def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator) 
         best, value, more = refine(problem, codes[0], float(objective[0]))
         if value < objective[0]:
             codes, objective = np.concatenate([best[None], codes]), np.concatenate([[value], objective])
-        yield Generation(number + 1, codes[: config.keep].copy(), objective[: config.keep].copy(), evaluations + more)
+        yield Generation(number + 1, codes[: config.keep].copy(), objective[: config.keep, None].copy(), evaluations + more)
 
 
 def _parents(codes: Codes, n: int) -> Codes:
@@ -124,7 +124,7 @@ def enumerate_exactly(problem: Problem, keep: int = 20) -> Iterator[Generation]:
         raise problem.contradiction()
     objective: Values = problem.objective(codes)
     order = np.argsort(objective, kind="stable")[:keep]
-    yield Generation(0, codes[order], objective[order], len(codes))
+    yield Generation(0, codes[order], objective[order, None], len(codes))
 
 
 def is_small(problem: Problem) -> bool:

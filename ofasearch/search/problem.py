@@ -37,11 +37,24 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Find the network of `space` with the smallest objective whose costs keep all budgets."""
+    """Find the networks of `space` with the smallest objectives whose costs keep all budgets.
+
+    With one objective the answer is a network, with several it is a front of them.
+    """
 
     space: Space
-    objective: Objective
+    objectives: tuple[Objective, ...]
     budgets: tuple[Budget, ...]
+
+    def objective(self, codes: Codes) -> Values:
+        """The only objective (n,). Raises UsageError where there are several."""
+        if len(self.objectives) != 1:
+            raise UsageError(f"this search must have one objective, but got {len(self.objectives)}; use one that finds fronts")
+        return self.objectives[0](codes)
+
+    def values(self, codes: Codes) -> Values:
+        """All objectives F (n, m)."""
+        return np.stack([objective(codes) for objective in self.objectives], axis=1)
 
     def violations(self, codes: Codes) -> Values:
         """How far each budget is exceeded, (n, budgets), in the budgets' units; <= 0 is feasible."""
@@ -81,12 +94,20 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The state of a search after a generation: best networks first, all feasible, all distinct."""
+    """The state of a search after a generation: networks that are all feasible and all distinct.
+
+    With one objective they are the best so far, best first; with several the front, by the first objective.
+    """
 
     number: int
     codes: Codes  # (k, g)
-    objective: Values  # (k,)
+    F: Values  # (k, m), objectives
     evaluations: int
+
+    @property
+    def objective(self) -> Values:
+        """The first objective (k,)."""
+        return np.asarray(self.F[:, 0])
 
 
 Search = Iterator[Generation]

@@ -136,13 +136,19 @@ class Arch:
 class Settings:
     """The published form of n networks: kernels and expand ratios (n, blocks), depths (n, stages), resolution (n,).
 
-    Entries of skipped blocks are 0.
+    Entries of skipped blocks are 0. ResNet50 has expand ratios below 1 and width indices `w`
+    (n, widths).
     """
 
     ks: Codes
     e: Codes
     d: Codes
     r: Codes
+    w: Codes | None = None
+
+    def take(self, index: npt.NDArray[np.int64]) -> Settings:
+        """The networks at these positions."""
+        return Settings(self.ks[index], self.e[index], self.d[index], self.r[index], self.w[index] if self.w is not None else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,14 +82,14 @@ def _write_all(folder):
     def linear(encoder, width):
         sizes = (encoder.dims, width, width, width, 1)
         pairs = list(pairwise(sizes))
-        w = tuple((0.1 * rng.normal(size=pair)).astype(np.float32) for pair in pairs)
-        return w, tuple(np.zeros(pair[1], dtype=np.float32) for pair in pairs)
+        w = tuple((0.1 * rng.normal(size=(1, *pair))).astype(np.float32) for pair in pairs)
+        return w, tuple(np.zeros((1, pair[1]), dtype=np.float32) for pair in pairs)
 
     encoder = encoder_of(space)
     held_out = {"rmse_points": 0.5}
-    save_predictor(folder / "predictor.safetensors", Predictor(encoder, *linear(encoder, 8), 0.5, space.name, None, {"held_out": held_out}))
+    save_predictor(folder / "predictor.safetensors", Predictor(encoder, *linear(encoder, 8), 0.5, space.name, card={"held_out": held_out}))
     layers = zip((0, 2, 4, 6), *linear(TUTORIAL_ENCODER, 8), strict=True)
-    state = {f"{i}.{part}": torch.tensor(a.T) for i, w, b in layers for part, a in (("weight", w), ("bias", b))}
+    state = {f"{i}.{part}": torch.tensor(a[0].T) for i, w, b in layers for part, a in (("weight", w), ("bias", b))}
     torch.save(state, folder / "tutorial.pth", _use_new_zipfile_serialization=False)  # as the published file was
 
     rows = {(ANY, spec.shape): Row(0.1, 0.2, 30) for spec in space.layers()}

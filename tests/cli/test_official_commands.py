@@ -212,8 +212,8 @@ def predictor(tmp_path_factory):
     space = get_space("compofa-mbv3-w1.0")
     encoder = encoder_of(space)
     rng = np.random.default_rng(0)
-    weights = tuple(rng.normal(size=size).astype(np.float32) * 0.02 for size in ((encoder.dims, 8), (8, 1)))
-    biases = (np.zeros(8, np.float32), np.zeros(1, np.float32))
+    weights = tuple(rng.normal(size=size).astype(np.float32) * 0.02 for size in ((1, encoder.dims, 8), (1, 8, 1)))
+    biases = (np.zeros((1, 8), np.float32), np.zeros((1, 1), np.float32))
     path = tmp_path_factory.mktemp("predictor") / "p.safetensors"
     save_predictor(path, Predictor(encoder, weights, biases, 0.3, space.name))
     return path

@@ -18,7 +18,7 @@ from ofasearch.jobs import setup
 from ofasearch.jobs.deliver import load_subnet, prove, to_network
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.stopwatch import Timing
-from ofasearch.predictor import Encoder, Predictor, save_predictor
+from ofasearch.predictor import Predictor, encoder_of, save_predictor
 from ofasearch.space.costs import activation_bytes_of, costs, macs_of, params_of
 from ofasearch.space.static import net_config
 
@@ -35,9 +35,9 @@ def loaded_once(monkeypatch, shipped):
 def rank_predictor(shipped):
     """A predictor of the right form that prefers networks by arbitrary weights."""
     space = shipped.weights.space
-    encoder = Encoder(space.kernels, space.expands, space.resolutions, space.blocks)
+    encoder = encoder_of(space)
     weight = np.random.default_rng(0).normal(size=(encoder.dims, 1)).astype(np.float32) * 1e-3
-    return Predictor(encoder, (weight,), (np.zeros(1, dtype=np.float32),), 0.5, space.name, shipped.weights.digest)
+    return Predictor(encoder, (weight[None],), (np.zeros((1, 1), dtype=np.float32),), 0.5, space.name, shipped.weights.digest)
 
 
 # -- a whole answer --------------------------------------------------------------------------------------------

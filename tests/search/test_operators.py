@@ -26,7 +26,7 @@ def price_of_small_kernels(layer):
 
 
 def within(cost, limit):
-    return Problem(cost._space, lambda codes: -cost(codes), (Budget("macs", cost, float(limit), repr),))
+    return Problem(cost._space, (lambda codes: -cost(codes),), (Budget("macs", cost, float(limit), repr),))
 
 
 def distinct(codes):
@@ -110,7 +110,7 @@ def test_no_more_than_the_limit_are_taken(rng, limit):
 
 
 def test_filling_runs_dry_instead_of_looping(rng):
-    problem = Problem(get_space("compofa-mbv3-cifar"), lambda codes: np.zeros(len(codes)), ())
+    problem = Problem(get_space("compofa-mbv3-cifar"), (lambda codes: np.zeros(len(codes)),), ())
     unseen = Unseen(problem.space)
     found = fill(problem, 400, unseen, lambda size: problem.space.sample(size, rng))
     assert len(found) == problem.space.size == 243
@@ -153,4 +153,4 @@ def test_budgets_that_contradict_each_other_are_told(rng):
     bulk = space.tabulate(lambda layer: -macs(layer)).scaled(1.0, bounds.highest + 1)  # the less, the larger the network
     budgets = (Budget("macs", cost, bounds.lowest * 1.1, repr), Budget("bulk", bulk, bounds.highest * 0.1, repr))
     with pytest.raises(InfeasibleError, match=r"all budgets together, but none was found for macs [\d.]+, bulk [\d.]+; relax one"):
-        initial(Problem(space, cost, budgets), 20, Unseen(space), rng)
+        initial(Problem(space, (cost,), budgets), 20, Unseen(space), rng)

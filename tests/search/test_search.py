@@ -72,12 +72,12 @@ def budget(name, cost, share):
 def budgeted(name, share=0.3, seed=5):
     """The network of most utility whose macs lie in the lowest `share` of what the space spans."""
     space = get_space(name)
-    return Problem(space, Utilities(space, seed), (budget("macs", space.tabulate(macs), share),))
+    return Problem(space, (Utilities(space, seed),), (budget("macs", space.tabulate(macs), share),))
 
 
 def limited(name, limit):
     space = get_space(name)
-    return Problem(space, Utilities(space, 5), (Budget("macs", space.tabulate(macs), limit, repr),))
+    return Problem(space, (Utilities(space, 5),), (Budget("macs", space.tabulate(macs), limit, repr),))
 
 
 def answers():
@@ -135,7 +135,7 @@ def test_several_budgets_hold_together(case):
     search, name = case
     space = get_space(name)
     prices = {"macs": space.tabulate(macs), "params": space.tabulate(params), "memory": space.tabulate(activation_bytes, "max")}
-    problem = Problem(space, Utilities(space, 5), tuple(budget(what, cost, 0.5) for what, cost in prices.items()))
+    problem = Problem(space, (Utilities(space, 5),), tuple(budget(what, cost, 0.5) for what, cost in prices.items()))
     best = search(problem, 0)[-1].codes
     assert all((b.cost(best) <= b.limit).all() for b in problem.budgets)
     sums = [[sum(price(layer) for layer in space.blueprint(row)) for row in best] for price in (macs, params)]
@@ -217,7 +217,7 @@ def test_budgets_that_contradict_each_other_are_told(case):
     budgets = (Budget("macs", cost, bounds.lowest * 1.1, repr), Budget("bulk", bulk, bounds.highest * 0.1, repr))
     start = time.process_time()
     with pytest.raises(InfeasibleError, match=r"must keep all budgets together, but none .* for macs [\d.]+, bulk [\d.]+; relax one"):
-        search(Problem(space, Utilities(space, 5), budgets), 0)
+        search(Problem(space, (Utilities(space, 5),), budgets), 0)
     assert time.process_time() - start < 1
 
 
@@ -231,7 +231,7 @@ def test_a_limit_must_be_positive(case, limit):
 def test_without_budgets_the_largest_network_wins(case):
     search, name = case
     space = get_space(name)
-    best = search(Problem(space, Utilities(space, 5), ()), 0)[-1]
+    best = search(Problem(space, (Utilities(space, 5),), ()), 0)[-1]
     if name == SMALL:
         assert (best.codes[0] == space.largest()).all()
     assert best.objective[0] <= Utilities(space, 5)(space.smallest()[None])[0]

@@ -11,7 +11,6 @@ from safetensors.numpy import save
 
 from ofasearch.errors import ArchError, FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.predictor import (
-    FORMAT,
     TUTORIAL_ENCODER,
     FitConfig,
     Pairs,
@@ -23,6 +22,7 @@ from ofasearch.predictor import (
     read_pairs,
     save_predictor,
 )
+from ofasearch.predictor.files import FORMAT
 from ofasearch.space.core import Settings
 from ofasearch.space.families import get_space
 
@@ -127,7 +127,7 @@ def test_different_networks_have_different_features():
         (uniform(4, 3, 2, 160), "ks must hold 20 values of"),
         (uniform(3, 5, 2, 160), r"e must hold 20 values of \[3, 4, 6\]"),
         (uniform(-1, 3, 2, 160), "ks must hold 20 values of"),
-        (replace(uniform(3, 3, 2, 160), ks=np.full((1, 21), 3)), "ks must hold 20 values of"),
+        (replace(uniform(3, 3, 2, 160), ks=np.full((1, 21), 3)), "ks must hold 20 values for this predictor, but holds 21"),
     ],
     ids=["ks 9", "ks 4", "e 5", "ks -1", "21 blocks"],
 )

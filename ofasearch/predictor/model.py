@@ -1,0 +1,132 @@
+"""The accuracy predictor: an ensemble of 3-layer MLPs over one-hot settings, in numpy, with error bars.
+
+Legend: n = networks, f = features, k = members of the ensemble. Accuracies are top-1 fractions.
+
+Reference: once-for-all, section 3.4 and Appendix A (three hidden layers of 400; one-hot kernels and expand ratios,
+zeros for skipped blocks, one-hot resolution). Ensemble, error bars and the fitted cloud are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch.errors import MismatchError
+from ofasearch.predictor.encode import Encoder, Matrix
+from ofasearch.space.core import Settings, Space, Values
+
+LEVEL = 0.8  # of the interval that is told where none is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Certainty:
+    """What a fit knows of its own errors, from networks that it held out.
+
+    The error of a prediction is taken for a multiple of sqrt(floor^2 + variance of the members); `multiples` are the
+    quantiles of |error| / that, by level: the interval of level 0.8 held 80 % of the held-out networks.
+    """
+
+    floor: float
+    multiples: Mapping[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """Where the fitted networks lie.
+
+    `precision` (f, f) is the inverse of their second moments, ridged; `limit` a leverage that few networks held out of a
+    fit exceeded. Reference: leverage as domain of applicability, as is usual for structure-activity models.
+    """
+
+    precision: Matrix
+    limit: float
+
+    def leverage(self, x: Matrix) -> Values:
+        """How far features (n, f) lie from the fitted ones, (n,); grows with the square of the distance."""
+        return np.asarray(np.einsum("nf,nf->n", x @ self.precision, x), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Top-1 of networks from their settings.
+
+    `weights` are (k, inputs, outputs) and `biases` (k, outputs) per layer, `offset` is the mean accuracy.
+    `space` is the space it was made for; it serves that space and those that lift into it. `supernet_digest` ties it
+    to the weights whose accuracy it predicts, where they are known.
+    """
+
+    encoder: Encoder
+    weights: tuple[Matrix, ...]
+    biases: tuple[Matrix, ...]
+    offset: float
+    space: str
+    supernet_digest: str | None = None
+    certainty: Certainty | None = None
+    cloud: Cloud | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, settings: Settings) -> Values:
+        """Predicted top-1 (n,), a fraction: the mean of the members."""
+        return np.asarray(self.of_features(self.encoder.encode(settings)).mean(axis=0))
+
+    @property
+    def size(self) -> int:
+        """Members of the ensemble, k."""
+        return len(self.weights[0])
+
+    def of_features(self, x: Matrix) -> Values:
+        """Each member's prediction for features (n, f), as (k, n)."""
+        found = np.empty((self.size, len(x)))
+        for member in range(self.size):
+            y = x
+            for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+                y = y @ weight[member]
+                y += bias[member]
+                np.maximum(y, 0, out=y)  # (n, 400)
+            found[member] = (y @ self.weights[-1][member] + self.biases[-1][member])[:, 0]
+        found += self.offset
+        return found
+
+    def with_error(self, settings: Settings, level: float = LEVEL) -> tuple[Values, Values]:
+        """Predicted top-1 (n,) and the half-width (n,) of the interval that holds the measured value with that probability.
+
+        Raises MismatchError for a predictor that carries no error bars, or none of that level.
+        """
+        return self.error_of(self.of_features(self.encoder.encode(settings)), level)
+
+    def error_of(self, members: Values, level: float = LEVEL) -> tuple[Values, Values]:
+        """`with_error` from the members' predictions (k, n)."""
+        if self.certainty is None:
+            raise MismatchError(
+                "the predictor must carry error bars for that, but has none (foreign files do not); fit one with `ofasearch predictor fit`"
+            )
+        if level not in self.certainty.multiples:
+            known = ", ".join(f"{known:g}" for known in self.certainty.multiples)
+            raise MismatchError(f"the level of an error bar must be one of {known}, but got {level:g}")
+        spread = np.sqrt(self.certainty.floor**2 + members.var(axis=0))
+        return members.mean(axis=0), self.certainty.multiples[level] * spread
+
+    def outside(self, settings: Settings) -> npt.NDArray[np.bool_]:
+        """Which networks (n,) lie outside the cloud of the fitted ones, so that their error bar means little.
+
+        None does for a predictor that does not know its cloud.
+        """
+        if self.cloud is None:
+            return np.zeros(len(settings.r), dtype=bool)
+        return self.cloud.leverage(self.encoder.encode(settings)) > self.cloud.limit
+
+    def check_space(self, space: Space) -> None:
+        """Raise MismatchError unless this predictor speaks of networks of `space`."""
+        if self.space not in (space.name, space.parent):
+            raise MismatchError(
+                f"the predictor must be made for {space.name}, but was made for {self.space}; fit one with `ofasearch predictor fit`"
+            )
+
+    def check_supernet(self, digest: str) -> None:
+        """Raise MismatchError when the predictor was fitted on accuracies of other weights."""
+        if self.supernet_digest is not None and self.supernet_digest != digest:
+            raise MismatchError("the predictor must belong to the supernet's weights, but was fitted on others (digests differ)")
