@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,70 @@ def predictor() -> None:
 
 @predictor.command()
 @click.option("--space", help="Design space of the measured networks.")
-@click.option("--pairs", type=click.Path(path_type=Path), multiple=True, help="Measured networks: JSON lines or DyNAS-T's CSV; repeatable.")
-@click.option("--supernet", help="Instead of --pairs: fit on half of this supernet's measured members.")
+@click.option("--pairs", type=click.Path(path_type=Path), multiple=True, help="Measured networks; repeatable, the first sets the scale.")
+@click.option("--supernet", help="Instead of --space: the supernet that was measured; without --pairs, its measured members.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The predictor file to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--members", default=5, show_default=True, help="MLPs in the ensemble.")
+@click.option("--activation", default="silu", show_default=True, help="silu ranks better; relu can be written in once-for-all's formats.")
+@click.option("--steps", type=int, help="Optimiser steps.  [default: by the number of networks]")
+@click.option("--note", "notes", multiple=True, help="A sentence for the card, such as where not to trust it; repeatable.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same predictor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def fit(*, space: str | None, pairs: tuple[Path, ...], supernet: str | None, out: Path, seed: int, as_json: bool) -> None:
-    """Fit the 3-layer MLP and state its error on networks it did not see."""
-    from ofasearch.jobs import predictor as jobs
+@click.option("--quiet", is_flag=True, help="No progress.")
+def fit(*, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Fit an ensemble of the 3-layer MLP and state its error on networks it did not see.
 
-    if supernet is not None and not pairs:
-        answer(jobs.fit_members(supernet=supernet, out=out, seed=seed), as_json=as_json)
-    elif space is not None and pairs and supernet is None:
-        answer(jobs.fit_predictor(space=space, pairs=pairs, out=out, seed=seed), as_json=as_json)
-    else:
-        raise click.UsageError("give --space with --pairs, or --supernet alone")
+    \b
+    ofasearch predictor fit --space ofa-mbv3-w1.0 --pairs measured.csv -o mine.safetensors
+    ofasearch predictor fit --supernet cifar10-ofa --pairs labelled.jsonl -o mine.safetensors
+    """
+    from ofasearch.jobs.predictor import FitRequest, FitResult, fit_predictor
+    from ofasearch.predictor import FitConfig
+
+    config = FitConfig(**{name: options.pop(name) for name in ("members", "activation", "steps", "seed")})
+    reporter = show.Reporter(quiet=quiet or as_json)
+    try:
+        for event in fit_predictor(FitRequest(out=out, config=config, **options)):
+            if isinstance(event, FitResult):
+                reporter.clear()
+                show.print_json(event.record) if as_json else click.echo(_fitted(event.record))
+            else:
+                reporter.update(event.phase, event.done, event.total)
+    finally:
+        reporter.clear()
+
+
+def _fitted(record: dict[str, Any]) -> str:
+    """A fit for people: the predictor beside simpler models, then what else is known."""
+    named = [("ensemble", record["held_out"]), *record["baselines"].items()]
+    columns = ("kendall_tau", "spearman", "mae_points", "rmse_points", "bias_points", "regret_points")
+    rows = [(name, *(f"{error[column]:.3f}" for column in columns)) for name, error in named]
+    headers = [f"on {record['held_out']['n']} held out", "Kendall tau", "Spearman", "MAE (points)", "RMSE", "bias", "top-10 regret"]
+    return f"{show.table(headers, rows)}\n\n{show.pairs(list(_facts(record)))}"
+
+
+def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    measured = f"{record['pairs']:,} measurements of {record['networks']:,} networks"
+    yield "fitted on", f"{measured}; {record['members']} MLPs of 3 x 400, {record['activation']}"
+    yield "error bars", f"the 80 % interval holds {100 * record['coverage_80']:.0f} % of held-out networks"
+    yield "cloud", f"{100 * record['outside_share']:.1f} % of held-out networks lie outside the fitted ones"
+    if "label_noise" in record:
+        noise = record["label_noise"]
+        yield "label noise", f"{noise['std_points']:.3f} points between measurements of the same network ({noise['networks']} repeated)"
+    for name, points in list(record.get("offsets_points", {}).items())[1:]:
+        told = (
+            f"{points:+.3f} points above the first file"
+            if points is not None
+            else "offset cannot be told apart from the resolution's effect"
+        )
+        yield name, told
+    if "learning_curve" in record:
+        curve = record["learning_curve"]
+        points = ", ".join(f"{r:.3f} with {n}" for n, r in zip(curve["n"], curve["rmse_points"], strict=True))
+        yield "learning", f"RMSE {points}; {curve['more']} more would take off about {curve['gain_points']:.3f} points"
+    for note in record.get("notes", ()):
+        yield "note", note
+    yield "predictor", record["predictor"]
 
 
 @predictor.command()

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from ofasearch.errors import FormatError
 from ofasearch.predictor.encode import TUTORIAL_ENCODER, Encoder, Matrix, Part
-from ofasearch.predictor.model import Certainty, Cloud, Predictor
+from ofasearch.predictor.model import ACTIVATIONS, Certainty, Cloud, Predictor
 from ofasearch.records import write_atomic
 from ofasearch.supernet.weights import read_safetensors
 
@@ -42,6 +42,7 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
         "offset": predictor.offset,
         "space": predictor.space,
         "supernet_digest": predictor.supernet_digest,
+        "activation": predictor.activation,
         "certainty": {"floor": certainty.floor, "multiples": list(certainty.multiples.items())} if certainty is not None else None,
         "cloud_limit": cloud.limit if cloud is not None else None,
         "card": predictor.card,
@@ -61,14 +62,15 @@ def load_predictor(path: Path) -> Predictor:
         encoder = Encoder(tuple(_part(*part) for part in card["encoder"]))
         count = sum(name.endswith(".w") for name in arrays)
         weights, biases = (tuple(arrays[f"{i}.{part}"] for i in range(count)) for part in "wb")
-        digest, known = card["supernet_digest"], card["certainty"]
+        digest, known, activation = card["supernet_digest"], card["certainty"], ACTIVATIONS.keys() & {card["activation"]}
         certainty = (
             Certainty(float(known["floor"]), {float(level): float(multiple) for level, multiple in known["multiples"]}) if known else None
         )
         cloud = Cloud(arrays["cloud"], float(card["cloud_limit"])) if "cloud" in arrays else None
         _ = {name: float(value) for name, value in dict(card["card"].get("held_out") or {}).items()}  # told to users as numbers
         told = dict(card["card"])
-        predictor = Predictor(encoder, weights, biases, float(card["offset"]), str(card["space"]), digest, certainty, cloud, told)
+        space, offset = str(card["space"]), float(card["offset"])
+        predictor = Predictor(encoder, weights, biases, offset, space, digest, activation.pop(), certainty, cloud, told)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"{path} must be a predictor of ofasearch, but its card or arrays are incomplete: {error}") from error
     return _checked(path, predictor)

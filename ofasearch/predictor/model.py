@@ -8,7 +8,7 @@ zeros for skipped blocks, one-hot resolution). Ensemble, error bars and the fitt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,20 @@ from ofasearch.predictor.encode import Encoder, Matrix
 from ofasearch.space.core import Settings, Space, Values
 
 LEVEL = 0.8  # of the interval that is told where none is asked for
+
+
+def _relu(x: Matrix) -> Matrix:
+    return np.maximum(x, 0, out=x)
+
+
+def _silu(x: Matrix) -> Matrix:
+    half = x * np.float32(0.5)
+    x *= np.float32(0.5)
+    x *= np.tanh(half, out=half) + np.float32(1)  # x * sigmoid(x), without an exponential that could overflow
+    return x
+
+
+ACTIVATIONS: Mapping[str, Callable[[Matrix], Matrix]] = {"relu": _relu, "silu": _silu}  # in place, on (n, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,7 @@ class Predictor:
     offset: float
     space: str
     supernet_digest: str | None = None
+    activation: str = "relu"
     certainty: Certainty | None = None
     cloud: Cloud | None = None
     card: dict[str, Any] = field(default_factory=dict)
@@ -80,13 +95,13 @@ class Predictor:
 
     def of_features(self, x: Matrix) -> Values:
         """Each member's prediction for features (n, f), as (k, n)."""
-        found = np.empty((self.size, len(x)))
+        found, act = np.empty((self.size, len(x))), ACTIVATIONS[self.activation]
         for member in range(self.size):
             y = x
             for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
                 y = y @ weight[member]
                 y += bias[member]
-                np.maximum(y, 0, out=y)  # (n, 400)
+                y = act(y)  # (n, 400)
             found[member] = (y @ self.weights[-1][member] + self.biases[-1][member])[:, 0]
         found += self.offset
         return found

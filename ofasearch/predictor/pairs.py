@@ -9,7 +9,7 @@ import ast
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,55 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import FormatError, NotFoundError
-from ofasearch.space.core import Settings, Space, Values
+from ofasearch.space.core import Codes, Settings, Space, Values
 
 PAIRS_LIMIT = 256 * 2**20  # bytes of one pairs file
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """What repeated measurements of the same networks say of a label's own error: the pooled standard deviation."""
+
+    networks: int  # that were measured more than once
+    std_points: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
-    """Measured networks: settings of n networks and their top-1 fractions (n,)."""
+    """Measured networks: settings of n networks, their top-1 fractions (n,), and which of `files` each comes from (n,)."""
 
     settings: Settings
     top1: Values
+    file: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    files: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        if len(self.file) != len(self.top1):
+            object.__setattr__(self, "file", np.zeros(len(self.top1), dtype=np.int64))  # all from one
 
     def __len__(self) -> int:
         return len(self.top1)
 
     def take(self, index: npt.NDArray[np.int64]) -> Pairs:
         """The pairs at these positions."""
-        return Pairs(self.settings.take(index), self.top1[index])
+        return Pairs(self.settings.take(index), self.top1[index], self.file[index], self.files)
+
+    def merged(self) -> tuple[Pairs, Noise | None]:
+        """Every network once, in order of first mention, with the mean of its measurements; and how far those differ.
+
+        None where no network was measured twice.
+        """
+        s = self.settings
+        rows = np.concatenate([part for part in (s.ks, s.e, s.d, s.r[:, None], s.w) if part is not None], axis=1)
+        _, first, which, counts = np.unique(rows, axis=0, return_index=True, return_inverse=True, return_counts=True)
+        mean = np.bincount(which, weights=self.top1) / counts
+        order = np.argsort(first, kind="stable")
+        once = replace(self.take(first[order]), top1=mean[order])
+        repeated = int((counts > 1).sum())
+        if not repeated:
+            return once, None
+        squares = float(((self.top1 - mean[which]) ** 2).sum())
+        return once, Noise(repeated, 100 * float(np.sqrt(squares / (len(self) - len(mean)))))
 
 
 def read_pairs(paths: Sequence[Path], space: Space) -> Pairs:
@@ -42,7 +73,8 @@ def read_pairs(paths: Sequence[Path], space: Space) -> Pairs:
 
     Values above 1 are percent. Raises NotFoundError, FormatError, ArchError.
     """
-    records = [record for path in paths for record in _read_records(path)]
+    found = [_read_records(path) for path in paths]
+    records = [record for part in found for record in part]
     if not records:
         raise FormatError(f"{', '.join(map(str, paths))} must hold at least one measured network, but hold none")
     try:
@@ -58,7 +90,9 @@ def read_pairs(paths: Sequence[Path], space: Space) -> Pairs:
         raise FormatError("every top1 must lie between 0 and 100 percent, but one does not")
     known = space.with_resolutions(sorted({*space.resolutions, *resolutions.tolist()}))
     codes = known.from_settings(Settings(columns["ks"], columns["e"], columns["d"], resolutions))
-    return Pairs(known.settings(codes), accuracy)
+    return Pairs(
+        known.settings(codes), accuracy, np.repeat(np.arange(len(found)), [len(part) for part in found]), tuple(p.name for p in paths)
+    )
 
 
 def _first(value: Any) -> Any:
