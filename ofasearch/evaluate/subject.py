@@ -77,10 +77,15 @@ def images_digest(images: Split, preprocessing: Preprocessing) -> str:
     return sha.hexdigest()[:24]
 
 
-def first_images(data: DataSet, count: int) -> DataSet:
-    """The data with at most the first `count` images of the splits that are scored; calibration keeps all of its own."""
-    cut: dict[SplitName, Split] = {
-        split: images.take(np.arange(min(count, len(images)))) if split in ("validation", "test") else images
-        for split, images in data.splits.items()
-    }
+def first_images(data: DataSet, count: int | None, calibration: int | None = None) -> DataSet:
+    """The data with at most the first `count` images of the splits that are scored, and the first `calibration` of that split.
+
+    None keeps all.
+    """
+    most: dict[SplitName, int | None] = {"validation": count, "test": count, "calibration": calibration}
+    cut = {split: _first(images, most.get(split)) for split, images in data.splits.items()}
     return DataSet(data.name, data.class_names, cut)
+
+
+def _first(images: Split, count: int | None) -> Split:
+    return images if count is None else images.take(np.arange(min(count, len(images))))

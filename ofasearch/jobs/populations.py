@@ -16,14 +16,15 @@ import numpy as np
 from ofasearch import zoo
 from ofasearch.data import DataSet, SplitName, load_data
 from ofasearch.deploy.runtime import get_runtime
-from ofasearch.errors import MismatchError, UsageError
+from ofasearch.errors import UsageError
 from ofasearch.evaluate.populations import PROTOCOLS, Network
 from ofasearch.evaluate.score import CALIBRATION_BATCH
 from ofasearch.evaluate.store import Store
 from ofasearch.evaluate.subject import Subject, first_images
 from ofasearch.jobs.latency import build_table
 from ofasearch.jobs.members import MembersProgress, MembersResult, measure_members
-from ofasearch.jobs.protocols import PLANS, PopulationProgress, PopulationRequest, Task
+from ofasearch.jobs.protocols import PLANS, PopulationRequest, Task
+from ofasearch.jobs.scoring import PopulationProgress, check_data, fetch_all, foreign_classes
 from ofasearch.jobs.setup import MEMBERS_LIMIT, table_notes
 from ofasearch.latency.table import LatencyTable
 from ofasearch.ranks import Ranks, join
@@ -63,11 +64,7 @@ def evaluate_supernet(request: PopulationRequest) -> Iterator[Event]:
 
 def _evaluate(request: PopulationRequest, ranks: Ranks) -> Iterator[Event]:
     _check_numbers(request)
-    if ranks.first:  # the others find what it fetched
-        for name in (request.supernet, request.other):
-            for fetched in zoo.fetch_supernet(name):
-                yield PopulationProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
-    ranks.wait()
+    yield from fetch_all((request.supernet, request.other), ranks)
     trained = zoo.load_supernet(request.supernet)
     name = request.protocol or default_protocol(trained.weights.space)
     _check_options(request, name)
@@ -128,7 +125,7 @@ def _prepare(request: PopulationRequest, trained: zoo.TrainedSupernet, ranks: Ra
     names = (request.supernet, request.other) if other and other.name == trained.name else (trained.name, other.name if other else "")
     data = load_data(request.data)
     for supernet in (trained, *([other] if other else [])):
-        _check_data(data, supernet)
+        check_data(data, supernet)
     data = first_images(data, request.images) if request.images is not None else data
     table = zoo.get_table(request.target, trained.weights.space) if request.target not in (None, "cpu") else None
     space = trained.weights.space.with_resolutions([_resolution(request, data, trained, other, table)])
@@ -145,32 +142,9 @@ def _prepare(request: PopulationRequest, trained: zoo.TrainedSupernet, ranks: Ra
         table=table,
         latency=table.cost(space) if table is not None else None,
         store=store,
-        notes=[*_foreign_classes(data, trained), *table_notes(table)],
+        notes=[*foreign_classes(data, trained), *table_notes(table)],
         rng=np.random.default_rng(request.seed or 0),
     )
-
-
-def _check_data(data: DataSet, supernet: zoo.TrainedSupernet) -> None:
-    """Raise MismatchError unless the images have labels, the classes and the size that the supernet was made for."""
-    space = supernet.weights.space
-    if data.classes == 0:
-        raise MismatchError(f"data {data.name} must have labels to measure accuracy, but has none")
-    if data.classes != space.classes:
-        raise MismatchError(
-            f"data {data.name} must have the {space.classes} classes of {supernet.name}, but has {data.classes}; "
-            "give what it was trained on"
-        )
-    if data.pixels is not None and data.pixels not in space.resolutions:
-        sizes = ", ".join(map(str, space.resolutions))
-        raise MismatchError(
-            f"images of {data.name} must have {sizes} pixels for {supernet.name}, but have {data.pixels}; give what it was trained on"
-        )
-
-
-def _foreign_classes(data: DataSet, supernet: zoo.TrainedSupernet) -> list[str]:
-    """A note where the classes have other names than those the supernet was trained on."""
-    known = supernet.weights.class_names
-    return [f"{data.name} names other classes than {supernet.name} was trained on"] if known and known != data.class_names else []
 
 
 def _resolution(

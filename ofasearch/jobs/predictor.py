@@ -66,11 +66,15 @@ def _measured(request: FitRequest) -> tuple[Space, str | None, Pairs, Pairs | No
         raise UsageError("a fit must be given --space with --pairs, --supernet with --pairs, or --supernet alone (its measured members)")
     if request.space is not None:
         space = get_space(request.space)
-        return space, None, read_pairs(request.pairs, space), None
+        pairs = read_pairs(request.pairs, space)
+        return space, pairs.supernet_digest, pairs, None
     trained = zoo.load_supernet(str(request.supernet))
     space, digest = trained.weights.space, trained.weights.digest
     if request.pairs:
-        return space, digest, read_pairs(request.pairs, space), None
+        pairs = read_pairs(request.pairs, space)
+        if pairs.supernet_digest not in (None, digest):
+            raise MismatchError(f"the pairs must be measured on the weights of {request.supernet}, but were on others (digests differ)")
+        return space, digest, pairs, None
     if trained.members is None:
         raise NotFoundError(
             f"supernet {request.supernet} must come with measured members, but has none; label networks with "
@@ -104,7 +108,7 @@ def _card(request: FitRequest, found: Assessment) -> dict[str, Any]:
         "members": found.predictor.size,
         "activation": found.predictor.activation,
         **({"learning_curve": asdict(found.curve)} if found.curve is not None else {}),
-        **({"label_noise": asdict(found.noise)} if found.noise is not None else {}),
+        **({"label_noise": asdict(found.noise)} if found.noise.std_points is not None else {}),
         **({"offsets_points": offsets} if len(offsets) > 1 else {}),
         **({"notes": list(request.notes)} if request.notes else {}),
     }

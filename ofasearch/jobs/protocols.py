@@ -5,8 +5,7 @@ A plan is a generator: it yields progress and returns its part of the record. Ev
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from ofasearch.evaluate.populations import (
 )
 from ofasearch.evaluate.store import Store
 from ofasearch.evaluate.subject import Subject
+from ofasearch.jobs.scoring import PopulationProgress, score_all
 from ofasearch.latency.table import LatencyTable
 from ofasearch.ranks import Ranks
 from ofasearch.space.core import Codes, Cost
@@ -62,17 +62,6 @@ class PopulationRequest:
     images: int | None = None  # of each scored split
     seed: int | None = None
     out: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PopulationProgress:
-    """How far a phase is; the best accuracy of its networks so far."""
-
-    phase: str
-    done: int
-    total: int
-    eta_seconds: float | None = None
-    best_top1: float | None = None
 
 
 @dataclass(slots=True)
@@ -143,46 +132,12 @@ def _score(task: Task, archs: Sequence[str], split: SplitName) -> Events:
 
 
 def _score_with(task: Task, subject: Subject, wanted: Sequence[Network], codes: Sequence[Codes], split: SplitName, column: str) -> Events:
-    """Score networks, `codes` in the subject's space, into `column` of each; what is remembered is not scored again.
-
-    The processes take networks in turn, costly ones first, so that those of one turn take about as long.
-    """
-    found = _remembered(task, subject, codes, split)
-    pending = sorted((i for i in range(len(wanted)) if i not in found), key=lambda i: -wanted[i].macs)
-    left = sum(wanted[i].macs for i in pending)
-    phase, started, spent = f"evaluating {subject.name} on {split}", time.perf_counter(), 0
-    yield _progress(phase, found, len(wanted), None)
-    for turn in range(0, len(pending), task.ranks.size):
-        fresh: tuple[int, float] | None = None
-        if turn + task.ranks.rank < len(pending):
-            mine = pending[turn + task.ranks.rank]
-            score = subject.score(codes[mine], split)
-            task.store.put(subject.key(codes[mine], split), score)
-            fresh = (mine, score.top1)
-        for i, top1 in filter(None, task.ranks.gather(fresh)):
-            found[i] = top1
-            spent += wanted[i].macs
-            task.evaluated += 1
-        yield _progress(phase, found, len(wanted), (time.perf_counter() - started) / spent * (left - spent))
-    for i, network in enumerate(wanted):
-        network.top1[column] = found[i]
-
-
-def _remembered(task: Task, subject: Subject, codes: Sequence[Codes], split: SplitName) -> dict[int, float]:
-    """What the first process remembers, position -> accuracy: all processes must agree on what is left."""
-    known: dict[int, float] = {}
-    if task.ranks.first:
-        for i, row in enumerate(codes):
-            score = task.store.get(subject.key(row, split))
-            if score is not None:
-                known[i] = score.top1
-    agreed: dict[int, float] = task.ranks.gather(known)[0]
-    return agreed
-
-
-def _progress(phase: str, found: Mapping[int, float], total: int, eta: float | None) -> PopulationProgress:
-    best = max(found.values(), default=None)
-    return PopulationProgress(phase=phase, done=len(found), total=total, eta_seconds=eta, best_top1=best)
+    """Score networks, `codes` in the subject's space, into `column` of each."""
+    macs = [network.macs for network in wanted]
+    scored = yield from score_all(subject, codes, macs, split, store=task.store, ranks=task.ranks)
+    task.evaluated += scored.fresh
+    for network, top1 in zip(wanted, scored.top1, strict=True):
+        network.top1[column] = top1
 
 
 # -- the protocols ---------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ from ofasearch.predictor.encode import TUTORIAL_ENCODER, Encoder, blocks_encoder
 from ofasearch.predictor.files import load_predictor, save_predictor
 from ofasearch.predictor.fit import FitConfig, fit
 from ofasearch.predictor.model import Predictor
-from ofasearch.predictor.pairs import Pairs, read_pairs
+from ofasearch.predictor.pairs import LabelNoise, Pairs, Source, read_pairs, write_pairs
 
 __all__ = [
     "TUTORIAL_ENCODER",
     "Encoder",
     "FitConfig",
     "FitError",
+    "LabelNoise",
     "Pairs",
     "Predictor",
+    "Source",
     "blocks_encoder",
     "check",
     "encoder_of",
@@ -21,4 +23,5 @@ __all__ = [
     "load_predictor",
     "read_pairs",
     "save_predictor",
+    "write_pairs",
 ]

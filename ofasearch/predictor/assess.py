@@ -24,7 +24,7 @@ from ofasearch.predictor.encode import Encoder
 from ofasearch.predictor.fit import LEAST_PAIRS, FitConfig, fit
 from ofasearch.predictor.model import Predictor
 from ofasearch.predictor.offsets import Offsets, find_offsets, without_offsets
-from ofasearch.predictor.pairs import Noise, Pairs
+from ofasearch.predictor.pairs import LabelNoise, Pairs
 
 HELD_OUT = 0.2  # of the networks
 CURVE_SHARES = (0.25, 0.5)  # of the networks not held out; the third point are all of them
@@ -44,7 +44,7 @@ class Assessment:
     outside: float  # share of held-out networks outside the cloud of the others
     baselines: Mapping[str, FitError]
     curve: LearningCurve | None
-    noise: Noise | None
+    noise: LabelNoise
     offsets: Offsets
 
 
@@ -67,7 +67,7 @@ def assess(
     Raises UsageError for fewer than 8 networks.
     """
     offsets = find_offsets(encoder, pairs)
-    data, noise = without_offsets(pairs, offsets).merged()
+    data = without_offsets(pairs, offsets)
     if len(data) < 2 * LEAST_PAIRS:
         raise UsageError(f"a predictor and its error need at least {2 * LEAST_PAIRS} measured networks, but got {len(data)}")
     if held_out is None:
@@ -102,6 +102,6 @@ def assess(
         outside=float(first.outside(judged.settings).mean()),
         baselines=baselines(x, train.top1, held_x, judged.top1),
         curve=learning_curve([n for n, _ in points], [rmse for _, rmse in points]) if len(points) > 2 else None,
-        noise=noise,
+        noise=pairs.label_noise(),
         offsets=offsets,
     )

@@ -34,12 +34,13 @@ def find_offsets(encoder: Encoder, pairs: Pairs) -> Offsets:
     over the resolution, a + b r^-2 + c r^-4, which needs three resolutions elsewhere: through 160, 176 and 192 pixels it
     meets what once-for-all's own predictor says at 224 to 0.02 points (docs/predictors.md).
     """
-    files = range(len(pairs.files))
+    files = range(len(pairs.sources))
     law = _law(pairs.settings.r)
-    dummies = (pairs.file[:, None] == np.array(files)[None, 1:]).astype(np.float64)
+    dummies = (pairs.group[:, None] == np.array(files)[None, 1:]).astype(np.float64)
     known = _identified(law, dummies)
+    names = tuple(source.name for source in pairs.sources)
     if len(files) == 1:
-        return Offsets(pairs.files, (0.0,))
+        return Offsets(names, (0.0,))
     blocks = Encoder(tuple(part for part in encoder.parts if part.field != "r"))
     x = blocks.encode(pairs.settings).astype(np.float64)
     design = np.concatenate([np.ones((len(x), 1)), law, dummies[:, known], x], axis=1)
@@ -48,13 +49,14 @@ def find_offsets(encoder: Encoder, pairs: Pairs) -> Offsets:
     )
     effects = np.linalg.solve(design.T @ design + np.diag(shrink), design.T @ pairs.top1)
     found = iter(effects[1 + law.shape[1] :])
-    return Offsets(pairs.files, (0.0, *(float(next(found)) if ok else None for ok in known)))
+    return Offsets(names, (0.0, *(float(next(found)) if ok else None for ok in known)))
 
 
 def without_offsets(pairs: Pairs, offsets: Offsets) -> Pairs:
-    """The pairs as the first file would have labelled them; unknown offsets count as none."""
+    """One pair per network, as the first file would have labelled it; unknown offsets count as none."""
     shift = np.array([value or 0.0 for value in offsets.values])
-    return replace(pairs, top1=pairs.top1 - shift[pairs.file])
+    as_one = replace(pairs, top1=pairs.top1 - shift[pairs.group], group=np.zeros_like(pairs.group), sources=pairs.sources[:1])
+    return as_one.merged()
 
 
 def _law(resolution: npt.NDArray[np.int64]) -> Values:
