@@ -68,10 +68,10 @@ def test_odd_values_in_a_supernet_card(refuses, desk, field, value):
     refuses("inspect net/supernet.safetensors --json", codes=(0, 1) if field == "preprocessing.size" else (1,))
 
 
-@odd_values("offset", "encoder.kernels", "encoder.blocks", "card.held_out")
+@odd_values("offset", "encoder.0.0", "encoder.0.1", "encoder.0.2", "encoder.0.2.1", "encoder.2", "card.held_out", "certainty")
 def test_odd_values_in_a_predictor_card(refuses, desk, field, value):
     rewrite(desk / "predictor.safetensors", lambda card, arrays: put(card, field, value))
-    refuses(DOORS["predictor"][1], codes=(0, 1) if field in ("offset", "card.held_out") else (1,))
+    refuses(DOORS["predictor"][1], codes=(0, 1) if field in ("offset", "card.held_out", "certainty") else (1,))
 
 
 ARRAYS = {
@@ -135,7 +135,7 @@ def test_a_file_of_terabytes_is_refused_unread(refuses, desk, name):
 
 def test_a_predictor_of_sparse_choices_takes_no_room(refuses, desk):
     def change(card, arrays):
-        card["encoder"] = {"kernels": list(range(1, 10_001)), "expands": [2], "resolutions": [16], "blocks": 1}
+        card["encoder"] = [["ks", 1, list(range(1, 10_001))], ["e", 1, [2]], ["r", 1, [16]]]
         arrays["0.w"] = np.zeros((10_002, 8), dtype=np.float32)
 
     rewrite(desk / "predictor.safetensors", change)

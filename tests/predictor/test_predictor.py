@@ -249,12 +249,19 @@ def test_a_missing_file_is_named(tmp_path):
 
 def small_file(path, *, card=None, arrays=None):
     """A predictor of one layer over two kernels; None removes a field."""
-    encoder = {"kernels": [3, 5], "expands": [3], "resolutions": [8], "blocks": 1}
+    encoder = [["ks", 1, [3, 5]], ["e", 1, [3]], ["r", 1, [8]]]
     fields = {"format": FORMAT, "encoder": encoder, "offset": 0.5, "space": "tiny", "supernet_digest": None, "card": {}}
-    fields.update(card or {})
-    weights = {"0.w": np.ones((4, 1), np.float32), "0.b": np.zeros(1, np.float32), **(arrays or {})}
+    fields |= {"certainty": None, "cloud_limit": None, **(card or {})}
+    weights = {"0.w": np.ones((1, 4, 1), np.float32), "0.b": np.zeros((1, 1), np.float32), **(arrays or {})}
     path.write_bytes(save(weights, metadata={"ofasearch": json.dumps({k: v for k, v in fields.items() if v != "gone"})}))
     return path
+
+
+def encoded(place, *part):
+    """The encoder of a small file with another part at one place."""
+    parts = [["ks", 1, [3, 5]], ["e", 1, [3]], ["r", 1, [8]]]
+    parts[place] = list(part)
+    return parts
 
 
 def test_a_small_file_is_read(tmp_path):
@@ -267,36 +274,76 @@ def test_a_small_file_is_read(tmp_path):
     ("card", "arrays"),
     [
         ({"format": "ofasearch-supernet-1"}, {}),
+        ({"format": "ofasearch-predictor-1"}, {}),
         ({"encoder": "gone"}, {}),
         ({"encoder": 3}, {}),
-        ({"encoder": {"kernels": [3, 5], "expands": [3], "resolutions": [8], "blocks": None}}, {}),
-        ({"encoder": {"kernels": ["a", "b"], "expands": [3], "resolutions": [8], "blocks": 1}}, {}),
+        ({"encoder": []}, {}),
+        ({"encoder": encoded(0, "ks", 1)}, {}),
+        ({"encoder": encoded(0, "ks", None, [3, 5])}, {}),
+        ({"encoder": encoded(0, "ks", 1, ["a", "b"])}, {}),
+        ({"encoder": encoded(0, "ks", 1, [3, 3])}, {}),
+        ({"encoder": encoded(0, "ks", 1, [3, -5])}, {}),
+        ({"encoder": encoded(0, "ks", 1, [3, 10_001])}, {}),
+        ({"encoder": encoded(0, "ks", 1, [3, float("nan")])}, {}),
+        ({"encoder": encoded(0, "kernels", 1, [3, 5])}, {}),
+        ({"encoder": encoded(2, "e", 1, [8])}, {}),
         ({"offset": "gone"}, {}),
         ({"offset": "half"}, {}),
         ({"offset": float("nan")}, {}),
+        ({"offset": 75}, {}),
         ({"space": "gone"}, {}),
         ({"card": 3}, {}),
-        ({}, {"0.w": np.ones((5, 1), np.float32)}),
-        ({}, {"0.w": np.ones((4, 2), np.float32), "0.b": np.zeros(2, np.float32)}),
-        ({}, {"0.w": np.full((4, 1), np.nan, np.float32)}),
-        ({}, {"0.b": np.full(1, np.inf, np.float32)}),
-        ({}, {"0.b": np.zeros((1, 1), np.float32)}),
-        ({}, {"2.w": np.ones((1, 1), np.float32), "2.b": np.zeros(1, np.float32)}),
+        ({"certainty": {"floor": 0.1}}, {}),
+        ({"certainty": {"floor": -0.1, "multiples": [[0.8, 1]]}}, {}),
+        ({"certainty": {"floor": float("nan"), "multiples": [[0.8, 1]]}}, {}),
+        ({}, {"cloud": np.eye(4, dtype=np.float32)}),
+        ({"cloud_limit": 1}, {"cloud": np.eye(5, dtype=np.float32)}),
+        ({}, {"0.w": np.ones((1, 5, 1), np.float32)}),
+        ({}, {"0.w": np.ones((1, 4, 2), np.float32), "0.b": np.zeros((1, 2), np.float32)}),
+        ({}, {"0.w": np.ones((4, 1), np.float32)}),
+        ({}, {"0.w": np.ones((2, 4, 1), np.float32)}),
+        ({}, {"0.w": np.ones((0, 4, 1), np.float32), "0.b": np.zeros((0, 1), np.float32)}),
+        ({}, {"0.w": np.ones((1, 4, 1), np.float64)}),
+        ({}, {"0.w": np.full((1, 4, 1), np.nan, np.float32)}),
+        ({}, {"0.w": np.full((1, 4, 1), 1e38, np.float32)}),
+        ({}, {"0.b": np.full((1, 1), np.inf, np.float32)}),
+        ({}, {"0.b": np.zeros(1, np.float32)}),
+        ({}, {"2.w": np.ones((1, 1, 1), np.float32), "2.b": np.zeros((1, 1), np.float32)}),
     ],
     ids=[
         "format",
+        "former format",
         "no encoder",
         "encoder 3",
-        "no blocks",
+        "empty encoder",
+        "no choices",
+        "no columns",
         "text kernels",
+        "a kernel twice",
+        "negative kernel",
+        "huge kernel",
+        "nan kernel",
+        "unknown part",
+        "no resolution",
         "no offset",
         "text offset",
         "nan offset",
+        "offset in percent",
         "no space",
         "card 3",
+        "no multiples",
+        "negative error bar",
+        "nan error bar",
+        "no cloud limit",
+        "wide cloud",
         "too wide",
         "two outputs",
+        "no members axis",
+        "members without biases",
+        "no members",
+        "float64",
         "nan weight",
+        "overflow",
         "inf bias",
         "flat bias",
         "layer gap",
@@ -447,8 +494,8 @@ def test_no_pairs_are_refused(tmp_path):
 def test_the_numpy_predictor_computes_the_mlp(fitted, invented):
     x = torch.from_numpy(fitted.encoder.encode(invented.settings))
     for weight, bias in zip(fitted.weights[:-1], fitted.biases[:-1], strict=True):
-        x = torch.relu(x @ torch.from_numpy(weight) + torch.from_numpy(bias))
-    expected = (x @ torch.from_numpy(fitted.weights[-1]) + torch.from_numpy(fitted.biases[-1]))[:, 0].numpy() + fitted.offset
+        x = torch.relu(x @ torch.from_numpy(weight[0]) + torch.from_numpy(bias[0]))
+    expected = (x @ torch.from_numpy(fitted.weights[-1][0]) + torch.from_numpy(fitted.biases[-1][0]))[:, 0].numpy() + fitted.offset
     assert isinstance(fitted, Predictor)
     assert np.allclose(fitted(invented.settings), expected, atol=1e-6)
-    assert [w.shape for w in fitted.weights] == [(fitted.encoder.dims, 400), (400, 400), (400, 400), (400, 1)]
+    assert [w.shape for w in fitted.weights] == [(1, fitted.encoder.dims, 400), (1, 400, 400), (1, 400, 400), (1, 400, 1)]
