@@ -86,6 +86,19 @@ class Part:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What one feature of an encoder stands for: a value in a column of a field."""
+
+    field: Field
+    column: int
+    value: float
+
+    def __str__(self) -> str:
+        value = f"{self.value:g}"
+        return f"{SPELLED[self.field]} {value}" if self.field == "r" else f"{SPELLED[self.field]} {value} at position {self.column + 1}"
+
+
 @cache
 def _one_hot_rows(choices: tuple[float, ...]) -> Matrix:
     """Row v is the one-hot code of the value v: zeros for the 0 of a skipped block, NaN for any other value."""
@@ -111,6 +124,11 @@ class Encoder:
     def resolutions(self) -> tuple[int, ...]:
         """Input sizes it tells apart, pixels."""
         return tuple(int(c) for part in self.parts if part.field == "r" for c in part.choices)
+
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """What each of the f features stands for."""
+        return tuple(Feature(part.field, i, value) for part in self.parts for i in range(part.columns) for value in part.choices)
 
     def encode(self, settings: Settings) -> Matrix:
         """Features (n, f).
