@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from ofasearch.search.problem import Problem
 from ofasearch.space.core import Codes, Space
@@ -44,7 +46,18 @@ class Unseen:
 
     def __init__(self, space: Space) -> None:
         odd = np.random.default_rng(len(space.genes)).integers(0, 2**62, size=len(space.genes), dtype=np.int64) * 2 + 1
-        self._multipliers, self._known = odd, set[int]()
+        self._multipliers, self._known = odd, dict[int, None]()  # keeps its order, so that a former state is its beginning
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def keys(self, n: int) -> npt.NDArray[np.int64]:
+        """The hashes of the first n networks handed out, (n,)."""
+        return np.fromiter(itertools.islice(self._known, n), dtype=np.int64, count=n)
+
+    def restore(self, keys: npt.NDArray[np.int64]) -> None:
+        """Take these hashes for handed out."""
+        self._known.update(dict.fromkeys(keys.tolist()))
 
     def take(self, codes: Codes, limit: int) -> Codes:
         """The first `limit` rows of `codes` that were never taken before, marked as taken."""
@@ -53,7 +66,7 @@ class Unseen:
             if len(kept) >= limit:
                 break
             if key not in self._known:
-                self._known.add(key)
+                self._known[key] = None
                 kept.append(index)
         return codes[kept]
 

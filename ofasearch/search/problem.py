@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import InfeasibleError, UsageError
+from ofasearch.search.state import State
 from ofasearch.space.core import Bounds, Codes, Space, Values
 
 Objective = Callable[[Codes], Values]  # canonical codes (n, g) -> (n,), smaller is better
@@ -86,6 +88,17 @@ class Problem:
             found.append((budget, bounds))
         return found
 
+    def identity(self, algorithm: str, config: SearchConfig) -> dict[str, Any]:
+        """What a search of this problem must find unchanged when it goes on, as plain JSON."""
+        return {
+            "algorithm": algorithm,
+            "config": config.identity(),
+            "space": self.space.name,
+            "genes": hashlib.sha256(repr(self.space.genes).encode()).hexdigest()[:16],
+            "budgets": [[budget.name, repr(float(budget.limit))] for budget in self.budgets],
+            "objectives": len(self.objectives),
+        }
+
     def contradiction(self) -> InfeasibleError:
         """The error for budgets that are possible one by one, but of which no network was found to keep all."""
         names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in self.budgets)
@@ -103,11 +116,32 @@ class Generation:
     codes: Codes  # (k, g)
     F: Values  # (k, m), objectives
     evaluations: int
+    capture: Callable[[], State] | None = field(default=None, repr=False, compare=False)
 
     @property
     def objective(self) -> Values:
         """The first objective (k,)."""
         return np.asarray(self.F[:, 0])
 
+    @property
+    def state(self) -> State:
+        """What the search needs to go on from here; put together when asked for, also after the search went on."""
+        if self.capture is None:
+            raise UsageError("a generation must come from a search to be continued, but this one does not")
+        return self.capture()
+
 
 Search = Iterator[Generation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """What every searcher understands; each has a config of its own with more."""
+
+    population: int = 100  # networks evaluated per generation
+    generations: int = 500
+    keep: int = 20  # best networks reported per generation, of one objective
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a search goes on; it may go on for longer."""
+        return {name: value for name, value in asdict(self).items() if name != "generations"}

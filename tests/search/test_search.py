@@ -117,8 +117,8 @@ def test_every_evaluation_is_of_a_valid_network_and_counts(case, share):
     search, name = case
     problem = budgeted(name, share)
     generations = search(problem, 1)
-    problem.space.validate(problem.objective.rows)
-    assert generations[-1].evaluations == len(problem.objective.rows)
+    problem.space.validate(problem.objectives[0].rows)
+    assert generations[-1].evaluations == len(problem.objectives[0].rows)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
@@ -127,8 +127,8 @@ def test_no_network_is_evaluated_twice_or_beyond_the_budget(case, share):
     search, name = case
     problem = budgeted(name, share)
     search(problem, 1)
-    assert problem.feasible(problem.objective.rows).all()
-    assert distinct(problem.objective.rows)
+    assert problem.feasible(problem.objectives[0].rows).all()
+    assert distinct(problem.objectives[0].rows)
 
 
 def test_several_budgets_hold_together(case):
@@ -148,7 +148,7 @@ def test_a_search_leaves_what_it_is_given_as_it_was(case):
     cost, bounds = problem.budgets[0].cost, problem.budgets[0].cost.bounds()
     probe = problem.space.sample(200, np.random.default_rng(1))
     before = cost(probe), problem.objective(probe), bounds.lowest_codes.copy(), bounds.highest_codes.copy()
-    for array in (problem.objective.table, bounds.lowest_codes, bounds.highest_codes, problem.space.sizes):
+    for array in (problem.objectives[0].table, bounds.lowest_codes, bounds.highest_codes, problem.space.sizes):
         array.flags.writeable = False  # whoever writes raises
     search(problem, 0)
     after = cost(probe), problem.objective(probe), cost.bounds().lowest_codes, cost.bounds().highest_codes
@@ -159,7 +159,7 @@ def test_the_best_of_all_evaluated_networks_is_reported(case):
     search, name = case
     problem = budgeted(name)
     best = search(problem, 2)[-1].objective[0]
-    asked = problem.objective.rows
+    asked = problem.objectives[0].rows
     assert best == problem.objective(asked[problem.feasible(asked)]).min()
 
 
@@ -279,7 +279,7 @@ def test_the_last_children_count(seed):
     config = EvolutionConfig(population=20, generations=1, refine=False)
     first, last = evolve(problem, config, np.random.default_rng(seed))
     assert first.evaluations == 20 < last.evaluations <= 40  # children that are known already are left out
-    assert last.objective[0] == problem.objective(problem.objective.rows[:40]).min()
+    assert last.objective[0] == problem.objective(problem.objectives[0].rows[:40]).min()
 
 
 def test_evolution_is_better_than_chance():
@@ -326,9 +326,9 @@ def test_refinement_never_worsens_and_keeps_the_budget(name, share):
     problem = budgeted(name, share)
     for start in initial(problem, 5, Unseen(problem.space), np.random.default_rng(0)):
         before, value = start.copy(), float(problem.objective(start[None])[0])
-        asked = len(problem.objective.rows)
+        asked = len(problem.objectives[0].rows)
         codes, refined, evaluations = refine(problem, start, value)
-        assert len(problem.objective.rows) - asked == evaluations
+        assert len(problem.objectives[0].rows) - asked == evaluations
         problem.space.validate(codes[None])
         assert problem.feasible(codes[None]).all()
         assert refined == problem.objective(codes[None])[0] <= value
