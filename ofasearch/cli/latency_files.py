@@ -58,7 +58,7 @@ def show_table(*, table: str, layers: bool, resolution: int | None, space: str |
         show.print_json(found)
         return
     if "rows" not in found:
-        click.echo(show.pairs([("table", found.pop("name")), *(pair for key, value in found.items() for pair in _flat(key, value))]))
+        click.echo(show.pairs([("table", found.pop("name")), *(pair for key, value in found.items() for pair in show.lines(key, value))]))
         return
     click.echo(show.pairs(_facts(found)))
     kinds = [(k["kind"], str(k["rows"]), *(_ms(k[f"{q}_ms"]) for q in ("fastest", "median", "slowest"))) for k in found["kinds"]]
@@ -85,27 +85,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("correction", line if correction != {"slope": 1.0, "offset_ms": 0.0, "nets": 0} else "none"),
     ]
     for name, value in found["card"].items():
-        rows += _flat(name.replace("_", " "), value)
+        rows += show.lines(name.replace("_", " "), value)
     return rows
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, str]]:
-    """What stands on a card, one line each; an object inside an object gets a line of its own."""
-    if not isinstance(value, dict):
-        return [(name, _scalar(value))]
-    plain = ", ".join(f"{key} {_scalar(part)}" for key, part in value.items() if not isinstance(part, dict))
-    lines = [(name, plain)] if plain else []
-    for key, part in value.items():
-        lines += _flat(f"{name} {key}", part) if isinstance(part, dict) else []
-    return lines
-
-
-def _scalar(value: Any) -> str:
-    """A value on one short line; long lists only by their length."""
-    if isinstance(value, list) and (len(value) > 10 or any(isinstance(part, dict | list) for part in value)):
-        return f"{len(value)} entries (--json shows them)"
-    text = f"{value:.4g}" if isinstance(value, float) else ", ".join(map(_scalar, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 @click.command("import")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.predictor_files import export_predictor, import_predictor, show_predictor
 from ofasearch.cli.subnet import answer
 
 
@@ -122,3 +123,7 @@ def list_predictors(as_json: bool) -> None:
         error = p.card.get("held_out", {})
         rows.append((name, p.space, f"{error.get('kendall_tau', float('nan')):.3f}", f"{error.get('mae_points', float('nan')):.3f}"))
     click.echo(show.table(["predictor", "space", "Kendall tau", "MAE (points)"], rows))
+
+
+for command in (import_predictor, export_predictor, show_predictor):
+    predictor.add_command(command)

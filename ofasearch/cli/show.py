@@ -43,6 +43,25 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{plain(name).ljust(width)}  {plain(value)}" for name, value in rows)
 
 
+def lines(name: str, value: Any) -> list[tuple[str, str]]:
+    """What stands on a card, one line each; an object inside an object gets a line of its own."""
+    if not isinstance(value, dict):
+        return [(name, _scalar(value))]
+    told = ", ".join(f"{key} {_scalar(part)}" for key, part in value.items() if not isinstance(part, dict))
+    rows = [(name, told)] if told else []
+    for key, part in value.items():
+        rows += lines(f"{name} {key}", part) if isinstance(part, dict) else []
+    return rows
+
+
+def _scalar(value: Any) -> str:
+    """A value on one short line; long lists only by their length."""
+    if isinstance(value, list) and (len(value) > 10 or any(isinstance(part, dict | list) for part in value)):
+        return f"{len(value)} entries (--json shows them)"
+    text = f"{value:.4g}" if isinstance(value, float) else ", ".join(map(_scalar, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
 def picture(lines: Sequence[str]) -> str:
     """Drawn lines as one text; in ASCII where the output cannot carry more."""
     text = "\n".join(map(plain, lines))

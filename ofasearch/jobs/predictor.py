@@ -12,11 +12,12 @@ import numpy as np
 from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.jobs.network import parse_codes, space_of
-from ofasearch.predictor import Encoder, FitConfig, Pairs, check, encoder_of, read_pairs, save_predictor
+from ofasearch.jobs.predictor_files import network_without_space
+from ofasearch.predictor import Encoder, FitConfig, Pairs, Predictor, check, encoder_of, read_pairs, save_predictor
 from ofasearch.predictor.assess import Assessment, FitProgress, assess
 from ofasearch.predictor.check import coverage
 from ofasearch.records import check_writable, provenance
-from ofasearch.space.core import Space
+from ofasearch.space.core import Settings, Space
 from ofasearch.space.families import get_space
 
 
@@ -126,6 +127,20 @@ def check_predictor(predictor: str, pairs: Sequence[Path]) -> dict[str, Any]:
 def predict(predictor: str, subnet: str) -> dict[str, Any]:
     """The predicted top-1 of one subnet; an error bar (half of the 80 % interval) where the predictor carries them."""
     found = zoo.get_predictor(predictor)
+    settings = network_without_space(found, subnet)
+    if settings is None:
+        settings = _in_space(found, subnet)
+    record: dict[str, Any] = {"predicted_top1": float(found(settings)[0])}
+    if found.certainty is not None:
+        record["error_bar"] = float(found.with_error(settings)[1][0])
+    if found.cloud is not None:
+        record["outside"] = bool(found.outside(settings)[0])
+    held_out = found.card.get("held_out")
+    return record | ({"held_out_rmse": held_out["rmse_points"] / 100} if isinstance(held_out, dict) and "rmse_points" in held_out else {})
+
+
+def _in_space(found: Predictor, subnet: str) -> Settings:
+    """A subnet (an arch id or JSON) of the predictor's space, at any resolution that it knows."""
     named = subnet.partition("@")[0]
     space = space_of(subnet, found.space if subnet.lstrip().startswith("{") else named)
     found.check_space(space)
@@ -136,11 +151,4 @@ def predict(predictor: str, subnet: str) -> dict[str, Any]:
         raise MismatchError(
             f"resolution must be one of {list(found.encoder.resolutions)} for this predictor, but is {space.resolutions[codes[0] - 1]}"
         )
-    settings = space.settings(codes[None])
-    record: dict[str, Any] = {"predicted_top1": float(found(settings)[0])}
-    if found.certainty is not None:
-        record["error_bar"] = float(found.with_error(settings)[1][0])
-    if found.cloud is not None:
-        record["outside"] = bool(found.outside(settings)[0])
-    held_out = found.card.get("held_out")
-    return record | ({"held_out_rmse": held_out["rmse_points"] / 100} if isinstance(held_out, dict) and "rmse_points" in held_out else {})
+    return space.settings(codes[None])

@@ -116,16 +116,16 @@ def _layout(path: Path, inputs: int, told: Told) -> tuple[Layout, tuple[int, ...
         raise FormatError(f"{path} must have inputs as an encoder of once-for-all gives (75 to 119, 121 to 171), but has {inputs}")
     count = len(told.resolutions) if told.resolutions is not None else None
     found = [known for known, sizes in fitting.items() if told.layout in (None, known) and count in (None, sizes)]
-    choices = " or ".join(f"{sizes} resolutions of {known.name}" for known, sizes in fitting.items())
+    choices = {known: f"{sizes} input size{'s' * (sizes > 1)} of {known.name}" for known, sizes in fitting.items()}
+    either = f"its {inputs} inputs are those of {' or '.join(choices.values())}"
     if not found:
-        what = " of ".join([f"{count} resolutions"] * (count is not None) + [str(told.space)] * (told.space is not None))
-        raise MismatchError(f"{path} must fit {what}, but its {inputs} inputs are {choices}; give its own image_size_list and space")
+        what = " of ".join([f"{count} input size{'s' * (count != 1)}"] * (count is not None) + [str(told.space)] * (told.space is not None))
+        raise MismatchError(f"{path} must know {what}, but {either}; give its own image_size_list and space")
     if len(found) > 1:
-        raise UsageError(_ask(path, f"its {inputs} inputs are {choices}", told, space=True))
+        raise UsageError(_ask(path, either, told, space=True))
     sizes = told.resolutions or PUBLISHED_SIZES.get(inputs)
     if sizes is None:
-        why = f"it does not say which its {choices} are"
-        raise UsageError(_ask(path, why, told, space=found[0].space is None))
+        raise UsageError(_ask(path, f"it does not name its {choices[found[0]]}", told, space=found[0].space is None))
     return found[0], sizes
 
 
@@ -187,10 +187,10 @@ def save_foreign(path: Path, predictor: Predictor, form: Form) -> Written:
     Where the form knows choices that the predictor does not, their weights are 0: they count as none.
     Raises MismatchError for what the form cannot say; nothing is written then.
     """
-    if predictor.size != 1:
+    if predictor.size != 1 or predictor.activation != "relu":
         raise MismatchError(
-            f"the predictor must have one member to be written for once-for-all, but has {predictor.size}; "
-            "fit one with `ofasearch predictor fit --members 1`"
+            f"the predictor must be one MLP with relu for once-for-all, but is {predictor.size} with {predictor.activation}; "
+            "fit one with `ofasearch predictor fit --members 1 --activation relu`"
         )
     widths = tuple(weight.shape[2] for weight in predictor.weights[:-1])
     if widths != HIDDEN:

@@ -16,10 +16,10 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+from drawn import LAYOUT, SIZES, SPACE, newer_state, ours, rows
 
 from ofasearch.predictor.foreign import load_foreign, save_foreign
 from ofasearch.predictor.layouts import MBV3, settings_of
-from predictors import LAYOUT, SIZES, SPACE, newer_state, ours, rows
 
 CHECKED, KEPT, SEED = 2000, 64, 7
 TOLERANCE = 1e-6
