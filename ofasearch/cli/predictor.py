@@ -10,12 +10,16 @@ import click
 
 from ofasearch.cli import show
 from ofasearch.cli.predictor_files import export_predictor, import_predictor, show_predictor
+from ofasearch.cli.dataset import dataset
 from ofasearch.cli.subnet import answer
 
 
 @click.group()
 def predictor() -> None:
     """Fit, check and use accuracy predictors."""
+
+
+predictor.add_command(dataset)
 
 
 @predictor.command()

@@ -35,16 +35,16 @@ class Scored:
 
 
 def score_all(
-    subject: Subject, codes: Sequence[Codes], macs: Sequence[float], split: SplitName, *, store: Store, ranks: Ranks
+    subject: Subject, codes: Sequence[Codes], macs: Sequence[float], split: SplitName, *, store: Store, ranks: Ranks, stage: str = ""
 ) -> Generator[PopulationProgress, None, Scored]:
-    """Score networks, each (g,) in the subject's space; all processes get all accuracies.
+    """Score networks, each (g,) in the subject's space; all processes get all accuracies. `stage` goes before the phase's name.
 
     The processes take networks in turn, costly ones first, so that those of one turn take about as long.
     """
     found = _remembered(subject, codes, split, store, ranks)
     pending = sorted((i for i in range(len(codes)) if i not in found), key=lambda i: -macs[i])
     left = sum(macs[i] for i in pending)
-    phase, started, spent = f"evaluating {subject.name} on {split}", time.perf_counter(), 0.0
+    phase, started, spent = f"{stage}evaluating {subject.name} on {split}", time.perf_counter(), 0.0
     yield _progress(phase, found, len(codes), None)
     for turn in range(0, len(pending), ranks.size):
         fresh: tuple[int, float] | None = None

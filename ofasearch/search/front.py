@@ -63,7 +63,7 @@ def hypervolume(F: Values, reference: Values) -> float:
 
     Reference: Zitzler and Thiele, IEEE Transactions on Evolutionary Computation 3 (1999), "size of the space covered".
     """
-    inside = F[(F < reference).all(axis=1)]
+    inside = F[(reference > F).all(axis=1)]
     if not len(inside):
         return 0.0
     if F.shape[1] == 2:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from ofasearch.errors import ArchError, FormatError, MismatchError, NotFoundError, UsageError
+from ofasearch.errors import FormatError, MismatchError, NotFoundError, UsageError
 from ofasearch.predictor import (
     TUTORIAL_ENCODER,
     FitConfig,
@@ -369,126 +369,6 @@ def test_a_tutorial_file_whose_layers_do_not_fit_is_refused(shared_data, tmp_pat
     torch.save({**state, **change}, tmp_path / "p.pth")
     with pytest.raises(FormatError, match=r"p.pth must"):
         load_predictor(tmp_path / "p.pth")
-
-
-# -- pairs -----------------------------------------------------------------------------------------------------
-
-
-def test_pairs_are_read_from_json_lines(measured):
-    assert len(measured) == 2610
-    assert set(measured.settings.r) == {128, 160, 192}
-    assert 0.5 < measured.top1.min() < measured.top1.max() < 0.8  # percent became fractions
-    d, ks = measured.settings.d, measured.settings.ks
-    assert (d.sum(axis=1) == (ks > 0).sum(axis=1)).all()  # skipped blocks became 0
-
-
-def test_pairs_are_read_from_dynas_csv(shared_data):
-    paths = sorted((shared_data / "accuracy").glob("*.csv"))
-    pairs = read_pairs(paths, get_space(SPACE))
-    assert len(pairs) == 1819
-    assert set(pairs.settings.r) == {224}
-    first = read_pairs([shared_data / "accuracy" / "ofa_mbv3_w1.0_imagenet_evoga_acc.csv"], get_space(SPACE)).take(np.arange(1))
-    assert first.top1 == pytest.approx([0.75448])
-    assert first.settings.d.tolist() == [[2, 3, 2, 4, 3]]
-    assert first.settings.ks[0, :4].tolist() == [5, 7, 0, 0]
-    assert first.settings.e[0, 4:8].tolist() == [4, 6, 3, 0]
-
-
-GOOD = {"ks": [3] * 20, "e": [3] * 20, "d": [2] * 5, "r": 160, "top1": 70.0}
-
-
-def lines(path, *records):
-    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
-    return path
-
-
-def test_fractions_percent_and_listed_resolutions_are_understood(tmp_path):
-    path = lines(tmp_path / "p.jsonl", GOOD, "", {**GOOD, "top1": 0.7}, {**GOOD, "r": [160]}, {**GOOD, "r": 162})
-    pairs = read_pairs([path], get_space(SPACE))
-    assert pairs.top1.tolist() == [0.7] * 4
-    assert pairs.settings.r.tolist() == [160, 160, 160, 162]  # what was measured need not be a choice of the space
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        "{",
-        "3",
-        "[]",
-        "[" * 100_000,
-        {**GOOD, "top1": None},
-        {**GOOD, "top1": -1},
-        {**GOOD, "top1": 101},
-        {**GOOD, "top1": float("nan")},
-        {**GOOD, "top1": 10**400},
-        {**GOOD, "ks": [3] * 19},
-        {**GOOD, "ks": ["a"] * 20},
-        {**GOOD, "ks": [10**30] * 20},
-        {**GOOD, "r": []},
-        {"ks": [3] * 20},
-    ],
-    ids=[
-        "cut",
-        "number",
-        "list",
-        "deep",
-        "no accuracy",
-        "negative",
-        "over 100",
-        "nan",
-        "huge accuracy",
-        "uneven",
-        "text",
-        "huge kernel",
-        "no resolution",
-        "incomplete",
-    ],
-)
-def test_a_line_that_is_no_pair_is_refused(tmp_path, record):
-    path = lines(tmp_path / "p.jsonl", GOOD, record)
-    with pytest.raises(FormatError, match="must"):
-        read_pairs([path], get_space(SPACE))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"ks": [4] * 20}, {"ks": [3.7] * 20}, {"e": [5] * 20}, {"d": [5] * 5}, {"ks": [3] * 21}, {"d": 2}, {"r": -160}, {"r": [[160]]}],
-    ids=["kernel 4", "kernel 3.7", "expand 5", "depth 5", "21 blocks", "one depth", "negative resolution", "nested resolution"],
-)
-def test_a_pair_outside_the_space_is_refused(tmp_path, changes):
-    with pytest.raises((ArchError, FormatError), match="must"):
-        read_pairs([lines(tmp_path / "p.jsonl", {**GOOD, **changes})], get_space(SPACE))
-
-
-def test_pairs_of_the_large_space_are_no_pairs_of_compofa(tmp_path):
-    path = lines(tmp_path / "p.jsonl", {**GOOD, "e": [4] * 20})
-    read_pairs([path], get_space(SPACE))
-    with pytest.raises(ArchError, match=r"must be 3 in compofa-mbv3-elastic-w1.0"):
-        read_pairs([path], get_space("compofa-mbv3-elastic-w1.0"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a,b\n1,2\n",
-        "Sub-network,Top-1 Acc (%)\n3,70\n",
-        "Sub-network,Top-1 Acc (%)\n\"__import__('os').getcwd()\",70\n",
-        "Sub-network,Top-1 Acc (%)\n\"{'ks': [3]}\",70\n",
-        "Sub-network,Top-1 Acc (%)\n" + "(" * 5000 + ",70\n",
-    ],
-    ids=["columns", "number", "code", "incomplete", "deep"],
-)
-def test_a_csv_that_is_not_dynas_is_refused(tmp_path, text):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(FormatError, match="must"):
-        read_pairs([tmp_path / "p.csv"], get_space(SPACE))
-
-
-def test_no_pairs_are_refused(tmp_path):
-    with pytest.raises(FormatError, match=r"p.jsonl must hold at least one measured network, but hold none"):
-        read_pairs([lines(tmp_path / "p.jsonl")], get_space(SPACE))
-    with pytest.raises(NotFoundError, match=r"q.jsonl must be an existing pairs file"):
-        read_pairs([tmp_path / "q.jsonl"], get_space(SPACE))
 
 
 def test_the_numpy_predictor_computes_the_mlp(fitted, invented):
