@@ -24,8 +24,8 @@ from ofasearch.evaluate.subject import Subject, first_images
 from ofasearch.jobs.rounds import Proposal, judge, propose
 from ofasearch.jobs.scoring import PopulationProgress, check_data, fetch_all, foreign_classes, score_all
 from ofasearch.predictor import FitConfig, Pairs, encoder_of, fit, write_pairs
+from ofasearch.predictor.fit import LEAST_PAIRS
 from ofasearch.predictor.pair_files import card_path, check_pairs_path
-from ofasearch.predictor.pairs import FEWEST
 from ofasearch.ranks import Ranks, join
 from ofasearch.records import provenance
 from ofasearch.space.core import Codes, Space, Values
@@ -123,7 +123,7 @@ def _label(request: DatasetRequest, ranks: Ranks) -> Iterator[PopulationProgress
 
 def _check(request: DatasetRequest) -> None:
     """Raise UsageError for numbers that mean nothing."""
-    least = FEWEST if request.rounds else 1
+    least = LEAST_PAIRS if request.rounds else 1
     most = {"n": MOST, "rounds": MOST, "per-round": MOST, "calibration-images": CALIBRATION_IMAGES}
     asked = {
         "n": (request.networks, least),

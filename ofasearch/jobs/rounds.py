@@ -18,7 +18,6 @@ from ofasearch.evaluate.populations import LISTED, random_order
 from ofasearch.evaluate.sampling import networks_to_label
 from ofasearch.jobs.setup import predictor_objective, show_count
 from ofasearch.predictor import Predictor
-from ofasearch.predictor.model import LEVEL
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
 from ofasearch.search.operators import Unseen
 from ofasearch.search.problem import Budget, Problem
@@ -35,13 +34,12 @@ SEARCH = EvolutionConfig(population=100, generations=60)
 class Proposal:
     """Networks (n, g) to label next, the first `promising` of them because they look good, the others because nobody knows.
 
-    `predicted` (n,) is what the predictor says of them now, `half_width` (n,) of its interval, where it has one.
+    `predicted` (n,) is what the predictor says of them now.
     """
 
     codes: Codes
     promising: int
     predicted: Values
-    half_width: Values | None
 
 
 def propose(space: Space, predictor: Predictor, known: Codes, count: int, rng: np.random.Generator) -> Proposal:
@@ -51,9 +49,7 @@ def propose(space: Space, predictor: Predictor, known: Codes, count: int, rng: n
     good = _promising(space, predictor, unseen, len(known), (count + 1) // 2, rng)
     uncertain = _uncertain(space, predictor, unseen, count - len(good), rng)
     codes = np.concatenate([good, uncertain, *_any(space, unseen, count - len(good) - len(uncertain), rng)])
-    members = predictor.of_features(predictor.encoder.encode(space.settings(codes)))
-    told = predictor.certainty is not None and LEVEL in predictor.certainty.multiples
-    return Proposal(codes, len(good), members.mean(axis=0), predictor.error_of(members)[1] if told else None)
+    return Proposal(codes, len(good), predictor(space.settings(codes)))
 
 
 def _promising(space: Space, predictor: Predictor, unseen: Unseen, known: int, count: int, rng: np.random.Generator) -> Codes:
@@ -93,14 +89,13 @@ def _any(space: Space, unseen: Unseen, count: int, rng: np.random.Generator) -> 
 def judge(proposal: Proposal, top1: Values) -> dict[str, Any]:
     """How far a proposal's predictions, made before, were from what was then measured, (n,): of all, and of each half."""
     parts = {"all": slice(None), "promising": slice(proposal.promising), "uncertain": slice(proposal.promising, None)}
-    return {name: _errors(proposal, top1, part) for name, part in parts.items() if len(top1[part])}
+    return {name: _errors(proposal.predicted[part], top1[part]) for name, part in parts.items() if len(top1[part])}
 
 
-def _errors(proposal: Proposal, top1: Values, part: slice) -> dict[str, float]:
+def _errors(predicted: Values, measured: Values) -> dict[str, float]:
     """Percent points; a rank correlation only of enough networks that differ."""
     from scipy.stats import kendalltau
 
-    predicted, measured = proposal.predicted[part], top1[part]
     error = 100 * (predicted - measured)
     record = {
         "networks": len(measured),
@@ -110,6 +105,4 @@ def _errors(proposal: Proposal, top1: Values, part: slice) -> dict[str, float]:
     }
     if len(measured) >= RANKED and np.ptp(predicted) > 0 and np.ptp(measured) > 0:
         record["kendall_tau"] = float(kendalltau(predicted, measured).statistic)
-    if proposal.half_width is not None:
-        record["inside_interval"] = float((np.abs(error) <= 100 * proposal.half_width[part]).mean())
     return record

@@ -19,7 +19,6 @@ from ofasearch.errors import ArchError, FormatError, MismatchError, UsageError
 from ofasearch.predictor.pair_files import Entry, read_entries, write_files
 from ofasearch.space.core import RESOLUTION_LIMIT, Codes, Settings, Space, Values
 
-FEWEST = 8  # measured networks that a predictor can be fitted to
 APART = 0.01  # what no two measurements of one network on the same images differ by, as a fraction
 SAME = 1e-9  # accuracies that differ by less are copies: 50,000 images tell 2e-5 apart
 
