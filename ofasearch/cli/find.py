@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,47 @@ import click
 
 from ofasearch.cli import show
 from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
+from ofasearch.errors import UsageError
 
 
 @click.command()
-@click.option("--target", help="This machine (cpu), a card or table by name, a table file, or a folder of once-for-all YAML tables.")
-@click.option("--latency", type=LATENCY, help="At most this long per batch, e.g. 20ms (us, ms, s).")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="This machine (cpu), a card or table by name, a table file, or a folder of once-for-all YAML tables. Repeatable.",
+)
+@click.option(
+    "--latency", "latencies", multiple=True, type=LATENCY, help="At most this long per batch, e.g. 20ms (us, ms, s); one for each --target."
+)
 @click.option("--flops", type=COUNT, help="At most this many multiply-accumulates, e.g. 300M.")
 @click.option("--params", type=COUNT, help="At most this many parameters, e.g. 5M.")
 @click.option("--memory", type=MEMORY, help="At most this much peak activation memory (fp32, one image), e.g. 2MB.")
 @click.option("--space", help="Design space; alone it answers with an architecture without weights.")
 @click.option("--supernet", help="Trained supernet by name or path.  [default: cifar10-compofa, when no --space is given]")
 @click.option("--predictor", help="Accuracy predictor by name or path (ours, or the tutorial's acc_predictor.pth).")
-@click.option("--data", help="Data set that recalibrates batch norm and scores the winner: a folder, a file, or digits.")
+@click.option(
+    "--objective",
+    type=click.Choice(["top1", "lcb", "measured"]),
+    default="top1",
+    show_default=True,
+    help="Search by top-1 (predicted, or of measured members), by the lower end of its 80 % interval, or by evaluating each network.",
+)
+@click.option(
+    "--data", help="Data set that recalibrates batch norm, judges the candidates and scores the winner: a folder, a file, or digits."
+)
+@click.option("--images", type=int, help="Evaluate on so many images of the validation split.  [default: all]")
+@click.option("--calibration-images", type=int, help="Recalibrate batch norm on so many images.  [default: all, up to 2000]")
 @click.option("--resolutions", type=NUMBERS, help="Narrow the input sizes, e.g. 160,192,224.")
 @click.option("--runtime", default="ort", show_default=True, help="Runtime of the target.")
 @click.option("--precision", default="fp32", show_default=True, help="Precision on the target.")
 @click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
 @click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
 @click.option("--threads", default=1, show_default=True, help="Threads on the target.")
-@click.option("--population", default=100, show_default=True, help="Networks per generation.")
-@click.option("--generations", default=500, show_default=True, help="Generations; small spaces are searched exactly instead.")
+@click.option("--population", type=int, help="Networks per generation.  [default: 100; 20 where each is evaluated]")
+@click.option(
+    "--generations", type=int, help="Generations; small spaces are searched exactly instead.  [default: 500; 10 where each is evaluated]"
+)
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answer.")
 @click.option("--top-k", default=5, show_default=True, help="Candidates to report.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/find-SPACE]")
@@ -39,22 +61,28 @@ from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 def find(**options: Any) -> None:
     """Search the best subnet within the budgets, check it, export it.
 
-    Budgets mean "at most" and all hold together. With --target cpu and --latency the winner is measured end to end, and
-    accepted when the upper 95 % bound of its measured median keeps the budget.
+    Budgets mean "at most" and all hold together, also those of several devices. With --target cpu and --latency the winner
+    is measured end to end, and accepted when the upper 95 % bound of its measured median keeps the budget. With --data the
+    --top-k candidates are evaluated on the validation split, and the best of them wins.
 
     \b
     ofasearch find --target cpu --latency 0.5ms
     ofasearch find --flops 8M --out runs/small
+    ofasearch find --target rtx2080 --latency 5ms --target cpu --latency 0.5ms
     ofasearch find --space ofa-mbv3-w1.2 --predictor acc_predictor.pth --target latency_table@note10 --latency 20ms
     """
     from ofasearch.jobs.find import FindRequest, FindResult
     from ofasearch.jobs.find import find as events
-    from ofasearch.jobs.setup import Budgets, Question
+    from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
 
-    budgets = Budgets(latency_ms=options["latency"], macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
-    shared = ("target", "space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure")
-    question = Question(budgets=budgets, **{key: options[key] for key in shared})
-    own = ("data", "population", "generations", "seed", "top_k", "out", "no_bn")
+    _check_pairs(options["targets"], options["latencies"])
+    target, *others = options["targets"] or [None]
+    latency_ms, *limits = options["latencies"] or [None]
+    also = [DeviceBudget(target=name, latency_ms=limit) for name, limit in zip(others, limits, strict=True)]
+    budgets = Budgets(latency_ms=latency_ms, macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
+    shared = ("space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure", "objective")
+    question = Question(budgets=budgets, target=target, also=tuple(also), **{key: options[key] for key in shared})
+    own = ("data", "images", "calibration_images", "population", "generations", "seed", "top_k", "out", "no_bn")
     request = FindRequest(question=question, **{key: options[key] for key in own})
     reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
     result: FindResult | None = None
@@ -75,39 +103,65 @@ def find(**options: Any) -> None:
         click.echo(_report(result.record))
 
 
+def _check_pairs(targets: Sequence[str], latencies: Sequence[float]) -> None:
+    """Raise UsageError unless every latency has its target, and every target its latency; one target alone needs none."""
+    if latencies and not targets:
+        raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
+    if len(targets) != len(latencies) and (len(targets), len(latencies)) != (1, 0):
+        raise UsageError(
+            f"there must be one --latency for each --target, in the same order, but got {len(latencies)} and {len(targets)}; "
+            "give them in pairs"
+        )
+
+
 def _report(record: dict[str, Any]) -> str:
     """The answer for people."""
-    rows = [_candidate_row(c, chosen=i == 0) for i, c in enumerate(record["candidates"][:10])]
-    source = record.get("latency_source", "")
-    headers = ["", "architecture", "top-1 " + ("(validation)" if "measured" in record["predicted_top1_source"] else "(predicted)")]
-    if source:
-        headers.append("latency (each measured)" if record.get("measure") == "direct" else f"latency by table ({source})")
-    if any("measured" in c for c in record["candidates"]):
-        headers += ["measured p50", "95 % bound", "in budget"]
-    width = len(headers)
-    text = [show.table(headers, [(*row, *[""] * width)[:width] for row in rows]), ""]
-    text.append(show.pairs([*_facts(record), *[("note", note) for note in record["notes"]]]))
-    return "\n".join(text)
+    shown = record["candidates"][:10]
+    columns = {
+        "": ["*", *[""] * (len(shown) - 1)],
+        "architecture": [c["arch_id"] for c in shown],
+        "top-1 " + ("(validation)" if "measured" in record["predicted_top1_source"] else "(predicted)"): [*map(_top1, shown)],
+    }
+    if any("validation_top1" in c for c in shown):
+        columns["evaluated (validation)"] = [f"{100 * c['validation_top1']:.2f} %" if "validation_top1" in c else "" for c in shown]
+    columns |= _latency_columns(record, shown)
+    if any("measured" in c for c in shown):
+        timings = [c.get("measured") for c in shown]
+        columns["measured p50"] = [f"{t['latency_ms_p50']:.3f} ms" if t else "" for t in timings]
+        columns["95 % bound"] = [f"{t['latency_ms_p50_high']:.3f} ms" if t else "" for t in timings]
+        columns["in budget"] = ["" if "accepted" not in c else "yes" if c["accepted"] else "no" for c in shown]
+    rows = list(zip(*columns.values(), strict=True))
+    notes = [("note", note) for note in record["notes"]]
+    return "\n".join([show.table([*columns], rows), "", show.pairs([*_facts(record), *notes])])
 
 
-def _candidate_row(candidate: dict[str, Any], *, chosen: bool) -> tuple[str, ...]:
-    cells = ["*" if chosen else "", candidate["arch_id"], f"{100 * candidate['predicted_top1']:.2f} %"]
-    if "latency_ms" in candidate:
-        cells.append(f"{candidate['latency_ms']:.3f} ms")
-    if "measured" in candidate:
-        timing = candidate["measured"]
-        cells += [f"{timing['latency_ms_p50']:.3f} ms", f"{timing['latency_ms_p50_high']:.3f} ms", "yes" if candidate["accepted"] else "no"]
-    return tuple(cells)
+def _top1(candidate: dict[str, Any]) -> str:
+    bar = f" ± {100 * candidate['error_bar']:.2f}" if "error_bar" in candidate else ""
+    return f"{100 * candidate['predicted_top1']:.2f}{bar} %"
+
+
+def _latency_columns(record: dict[str, Any], shown: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """One column per device."""
+    devices = record.get("devices", [])
+    if len(devices) > 1:
+        return {f"{d['target']} ({d['latency_source']})": [f"{c['devices'][d['target']]:.3f} ms" for c in shown] for d in devices}
+    if not devices:
+        return {}
+    source = devices[0]["latency_source"]
+    header = "latency (each measured)" if record.get("measure") == "direct" else f"latency by table ({source})"
+    return {header: [f"{c['latency_ms']:.3f} ms" for c in shown]}
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     measured = record["measured"]
     facts = [("architecture", record["arch_id"])]
+    if "validation_top1" in measured:
+        facts.append(("validation", f"{100 * measured['validation_top1']:.2f} %  (evaluated, {measured['validation_n']:,} images)"))
     if "top1" in measured:
         how = "shipped predictions" if measured["source"] == "shipped" else "evaluated now"
         facts.append(("test top-1", f"{100 * measured['top1']:.2f} %  ({how}, {measured['n']:,} images)"))
     if "latency_ms_p50" in measured:
-        device = record["device"]
+        device = next(d["device"] for d in record["devices"] if "measured" in d)
         facts.append(
             (
                 "latency",
@@ -115,9 +169,11 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
                 f"({device['device']}, {device['runtime']}, {device['precision']}, batch {device['batch']}, threads {device['threads']})",
             )
         )
-    if "latency_validation" in record:
-        v = record["latency_validation"]
-        facts.append(("table", f"checked on {v['n']} whole networks: {show.agreement(v)}"))
+    for device in record.get("devices", []):
+        if "latency_validation" in device:
+            v = device["latency_validation"]
+            name = f"{device['target']} " if len(record["devices"]) > 1 else ""
+            facts.append(("table", f"{name}checked on {v['n']} whole networks: {show.agreement(v)}"))
     cost = f"{record['macs'] / 1e6:.2f} M MACs, {record['params'] / 1e6:.3f} M parameters"
     facts.append(("cost", f"{cost}, {record['activation_bytes'] / 1e6:.3f} MB activations"))
     facts.append(("search", f"{record['evaluations']:,} networks in {record['search_seconds']:.2f} s"))

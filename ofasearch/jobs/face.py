@@ -5,14 +5,14 @@ Two names are longer than their commands, because `ofasearch.train` and `ofasear
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ofasearch.jobs.find import FindRequest, FindResult
 from ofasearch.jobs.find import find as find_events
-from ofasearch.jobs.setup import Budgets, Question
+from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
 from ofasearch.jobs.subnet import bench, export, inspect
 from ofasearch.jobs.subnet import evaluate as evaluate_subnet
 
@@ -33,21 +33,25 @@ def find(
     *,
     target: str | None = None,
     latency_ms: float | None = None,
+    also: Mapping[str, float] | None = None,
     macs: float | None = None,
     params: float | None = None,
     memory_bytes: float | None = None,
     space: str | None = None,
     supernet: str | None = None,
     predictor: str | None = None,
+    objective: str = "top1",
     data: str | None = None,
+    images: int | None = None,
+    calibration_images: int | None = None,
     resolutions: tuple[int, ...] | None = None,
     runtime: str = "ort",
     precision: str = "fp32",
     batch: int = 1,
     threads: int = 1,
     measure: str = "table",
-    population: int = 100,
-    generations: int = 500,
+    population: int | None = None,
+    generations: int | None = None,
     seed: int = 0,
     top_k: int = 5,
     out: str | Path | None = None,
@@ -55,11 +59,13 @@ def find(
 ) -> dict[str, Any]:
     """Search the best subnet within the budgets, check it, export it; the fields of `ofasearch find --json`.
 
+    `also` are further targets with their limits in ms, such as {"note10/": 20.0}; all hold together.
     Raises the errors of `ofasearch.errors`.
     """
     question = Question(
         budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
         target=target,
+        also=tuple(DeviceBudget(target=name, latency_ms=limit) for name, limit in (also or {}).items()),
         space=space,
         supernet=supernet,
         predictor=predictor,
@@ -69,10 +75,13 @@ def find(
         batch=batch,
         threads=threads,
         measure=measure,
+        objective=objective,
     )
     request = FindRequest(
         question=question,
         data=data,
+        images=images,
+        calibration_images=calibration_images,
         population=population,
         generations=generations,
         seed=seed,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ofasearch import zoo
+from ofasearch.data import DataSet
 from ofasearch.deploy.runtime import TARGETS, Runtime, get_runtime
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.direct import DirectCost
+from ofasearch.jobs.exam import Exam, exam_of
 from ofasearch.jobs.latency import build_table, reference_of
 from ofasearch.jobs.measuring import Lab, LatencyProgress
+from ofasearch.jobs.objectives import Grounds, Judge, judge_of
 from ofasearch.latency.machine import check_run
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor
-from ofasearch.search.problem import Budget, Objective, Priced, Problem
-from ofasearch.space.core import Codes, Space, Values
+from ofasearch.search.problem import Budget, Priced, Problem
+from ofasearch.space.core import Blueprint, Codes, Space
 from ofasearch.space.costs import activation_bytes_of, macs_of, params_of
 from ofasearch.space.families import get_space
 
@@ -36,11 +39,23 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBudget:
+    """A target, and how many ms a network may take there at most; None where nothing is asked."""
+
+    target: str
+    latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What `find` and its siblings share: where to search, what to keep to, how to price."""
+    """What `find` and its siblings share: where to search, what to keep to, how to price.
+
+    `target` is the first device, whose limit is `budgets.latency_ms`; `also` are further ones, and all limits hold together.
+    """
 
     budgets: Budgets
     target: str | None = None
+    also: tuple[DeviceBudget, ...] = ()
     space: str | None = None
     supernet: str | None = None
     predictor: str | None = None
@@ -50,6 +65,38 @@ class Question:
     batch: int = 1
     threads: int = 1
     measure: str = "table"
+    objective: str = "top1"
+
+    @property
+    def devices(self) -> tuple[DeviceBudget, ...]:
+        """All targets in the order they were given."""
+        first = (DeviceBudget(target=self.target, latency_ms=self.budgets.latency_ms),) if self.target is not None else ()
+        return first + self.also
+
+    @property
+    def here(self) -> str | None:
+        """The target that is this machine, if one is."""
+        return next((device.target for device in self.devices if device.target in TARGETS), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A target made ready: what tells the milliseconds of networks there, and how many they may take."""
+
+    target: str  # as asked
+    name: str  # what to call it
+    table: LatencyTable | None  # None where networks are timed one by one
+    latency: Priced
+    budget: Budget | None  # None where no limit was asked
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine, so that networks can be timed on it."""
+        return self.target in TARGETS
+
+    def source_of(self, blueprint: Blueprint) -> str:
+        """How the latency of one network is known."""
+        return self.table.source_of(blueprint) if self.table is not None else "measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +105,27 @@ class Setup:
 
     problem: Problem
     space: Space
+    judge: Judge  # what the search goes by
+    exam: Exam | None  # who evaluates networks for real, where there are weights and labelled data
     supernet: zoo.TrainedSupernet | None
     members: Members | None  # the measured networks of the space, where there are such
-    table: LatencyTable | None
-    latency: Priced | None  # milliseconds of networks: by the table, or measured one by one
+    devices: tuple[Device, ...]  # in the order they were asked
     notes: tuple[str, ...]  # what the user should know, one sentence each
+
+    @property
+    def here(self) -> Device | None:
+        """The device that is this machine, if one is."""
+        return next((device for device in self.devices if device.here), None)
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """The latency table of the first device."""
+        return self.devices[0].table if self.devices else None
+
+    @property
+    def latency(self) -> Priced | None:
+        """Milliseconds of networks on the first device."""
+        return self.devices[0].latency if self.devices else None
 
 
 def show_ms(value: float) -> str:
@@ -80,9 +143,10 @@ def show_bytes(value: float) -> str:
     return f"{value / 1e6:.4g} MB" if value >= 1e4 else f"{value:g} B"
 
 
-def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
+def prepare(question: Question, data: DataSet | None = None) -> Iterator[LatencyProgress | Setup]:
     """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
 
+    With labelled `data` the networks of a supernet can be evaluated for real.
     Raises UsageError, NotFoundError, MismatchError, FormatError, InfeasibleError.
     """
     _check(question)
@@ -94,41 +158,76 @@ def prepare(question: Question) -> Iterator[LatencyProgress | Setup]:
         if supernet is not None:
             predictor.check_supernet(supernet.weights.digest)
     members = supernet.members if supernet is not None and space is supernet.weights.space else None
-    if predictor is None and members is None:
+    if predictor is None and members is None and question.objective == "top1":
         raise _no_objective(space, question)
-    table = None
-    if question.target is not None and question.target not in TARGETS:
-        table = zoo.get_table(question.target, space, batch=question.batch, threads=question.threads, precision=question.precision)
-    space = _common_resolutions(space, question, predictor, table)
-    found = yield from _priced(question, space, table)
-    table = found if isinstance(found, LatencyTable) else None
-    latency = found.cost(space) if isinstance(found, LatencyTable) else found
+    tables = _tables(question, space)
+    space = _common_resolutions(space, question, predictor, tables)
     if members is not None:
         members = members.narrowed(space)
-    objective = predictor_objective(space, predictor) if predictor is not None or members is None else member_objective(members)
-    problem = Problem(space, (objective,), tuple(_budgets(question.budgets, space, latency)))
-    notes = table_notes(table)
+    exam = exam_of(supernet, space, data)
+    judge = judge_of(question.objective, Grounds(space=space, predictor=predictor, members=members, exam=exam))
+    devices = yield from _devices(question, space, tables)
+    problem = Problem(space, (judge.objective,), (*_latency_budgets(devices), *_other_budgets(question.budgets, space)))
+    notes = [note for device in devices for note in table_notes(device.table)]
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
             notes.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
-    yield Setup(problem=problem, space=space, supernet=supernet, members=members, table=table, latency=latency, notes=tuple(notes))
+    yield Setup(
+        problem=problem,
+        space=space,
+        judge=judge,
+        exam=exam,
+        supernet=supernet,
+        members=members,
+        devices=devices,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
-def _priced(
-    question: Question, space: Space, table: LatencyTable | None
-) -> Generator[LatencyProgress, None, LatencyTable | DirectCost | None]:
-    """What tells latencies: the given table, one measured here, or the stopwatch itself."""
+def _tables(question: Question, space: Space) -> dict[str, LatencyTable]:
+    """The tables of all targets but this machine."""
+    key = {"batch": question.batch, "threads": question.threads, "precision": question.precision}
+    return {
+        device.target: zoo.get_table(device.target, space, **key)  # type: ignore[arg-type]
+        for device in question.devices
+        if device.target not in TARGETS
+    }
+
+
+def _devices(question: Question, space: Space, tables: Mapping[str, LatencyTable]) -> Generator[LatencyProgress, None, tuple[Device, ...]]:
+    """All targets priced. This machine comes last, because what is impossible elsewhere need not be measured here."""
+    names = [tables[d.target].name if d.target in tables else d.target for d in question.devices]
+    found: dict[str, Device] = {}
+    for asked, name in sorted(zip(question.devices, names, strict=True), key=lambda pair: pair[0].target in TARGETS):
+        if asked.target in TARGETS:
+            Problem(space, (), (*_latency_budgets(found.values()), *_other_budgets(question.budgets, space))).preflight()
+            priced = yield from _priced_here(question, space)
+        else:
+            priced = tables[asked.target]
+        table = priced if isinstance(priced, LatencyTable) else None
+        latency: Priced = priced.cost(space) if isinstance(priced, LatencyTable) else priced
+        unique = name if names.count(name) == 1 else asked.target
+        title = "latency" if len(names) == 1 else f"{unique} latency"
+        budget = Budget(title, latency, asked.latency_ms, show_ms) if asked.latency_ms is not None else None
+        found[asked.target] = Device(target=asked.target, name=unique, table=table, latency=latency, budget=budget)
+    return tuple(found[asked.target] for asked in question.devices)
+
+
+def _priced_here(question: Question, space: Space) -> Generator[LatencyProgress, None, LatencyTable | DirectCost]:
+    """What tells latencies of this machine: a table measured now, or the stopwatch itself."""
     if question.measure == "direct":
         direct = DirectCost(space, Lab(local_runtime(question), reference_of(space)))
         if space.size * len(space.resolutions) <= MEMBERS_LIMIT:
             yield from direct.measure_all()
         return direct
-    if question.target in TARGETS:
-        for event in build_table(space, local_runtime(question)):
-            if isinstance(event, LatencyTable):
-                return event
+    table: LatencyTable | None = None
+    for event in build_table(space, local_runtime(question)):
+        if isinstance(event, LatencyTable):
+            table = event
+        else:
             yield event
+    assert table is not None  # a build ends with it or raises
     return table
 
 
@@ -159,23 +258,39 @@ def _no_objective(space: Space, question: Question) -> NotFoundError:
 
 
 def _check(question: Question) -> None:
-    b = question.budgets
-    if all(limit is None for limit in (b.latency_ms, b.macs, b.params, b.memory_bytes)):
+    b, devices = question.budgets, question.devices
+    limits = (*(device.latency_ms for device in question.also), b.latency_ms, b.macs, b.params, b.memory_bytes)
+    if all(limit is None for limit in limits):
         raise UsageError("at least one budget must be given: --latency, --flops, --params or --memory")
-    for limit in (b.latency_ms, b.macs, b.params, b.memory_bytes):
+    for limit in limits:
         if not isinstance(limit, int | float | None):
             raise UsageError(f"a budget must be a number (latency in ms), but got {limit!r}")
-    if b.latency_ms is not None and question.target is None:
+    if question.target is None and (b.latency_ms is not None or question.also):
         raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
+    _check_devices(devices)
     if question.measure not in ("table", "direct"):
         raise UsageError(f"--measure must be table or direct, but got '{question.measure}'")
-    if question.measure == "direct" and (question.target not in TARGETS or b.latency_ms is None):
+    if question.measure == "direct" and not any(d.target in TARGETS and d.latency_ms is not None for d in devices):
         raise UsageError("--measure direct times networks on this machine: it needs --target cpu or cuda, and a --latency to keep")
     if question.target is None and (question.runtime, question.precision) != ("ort", "fp32"):
         raise UsageError("--runtime and --precision are those of a device: add --target cpu or cuda, or leave them out")
-    if question.target in TARGETS:
+    if question.here is not None:
         local_runtime(question)  # refuses what does not go together before anything is loaded
     check_run(batch=question.batch, threads=question.threads)
+
+
+def _check_devices(devices: Sequence[DeviceBudget]) -> None:
+    """Raise UsageError for several targets that cannot be asked together."""
+    targets = [device.target for device in devices]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"each target must be given once, but {target} is given {targets.count(target)} times")
+    if sum(target in TARGETS for target in targets) > 1:
+        raise UsageError(
+            f"one target at most can be this machine ({' or '.join(TARGETS)}), but both are given; ask for one after the other"
+        )
+    if len(devices) > 1 and any(device.latency_ms is None for device in devices):
+        raise UsageError("every one of several targets must have its own latency budget, but one has none; add its --latency")
 
 
 def local_runtime(question: Question) -> Runtime:
@@ -184,7 +299,7 @@ def local_runtime(question: Question) -> Runtime:
     Raises UsageError, NotFoundError (no such device).
     """
     options = {"precision": question.precision, "batch": question.batch, "threads": question.threads}
-    return get_runtime(question.runtime, target=str(question.target), **options)  # type: ignore[arg-type]
+    return get_runtime(question.runtime, target=str(question.here), **options)  # type: ignore[arg-type]
 
 
 def _supernet(question: Question) -> zoo.TrainedSupernet | None:
@@ -205,13 +320,14 @@ def _space(question: Question, supernet: zoo.TrainedSupernet | None) -> Space:
     return space
 
 
-def _common_resolutions(space: Space, question: Question, predictor: Predictor | None, table: LatencyTable | None) -> Space:
+def _common_resolutions(space: Space, question: Question, predictor: Predictor | None, tables: Mapping[str, LatencyTable]) -> Space:
     """The space narrowed to the resolutions that all parts know."""
     known: dict[str, Sequence[int]] = {"the space": space.resolutions}
     if predictor is not None:
         known["the predictor"] = predictor.encoder.resolutions
-    if table is not None and table.resolutions is not None:
-        known["the latency table"] = table.resolutions
+    for target, table in tables.items():
+        if table.resolutions is not None:
+            known["the latency table" if len(tables) == 1 else f"the latency table {target}"] = table.resolutions
     if question.resolutions is not None:
         unknown = sorted(set(question.resolutions) - set(space.resolutions))
         if unknown:
@@ -223,26 +339,12 @@ def _common_resolutions(space: Space, question: Question, predictor: Predictor |
     return space if common == set(space.resolutions) else space.with_resolutions(sorted(common))
 
 
-def member_objective(members: Members) -> Objective:
-    """Minus the measured validation top-1 of each member."""
-    top1 = members.top1("validation")
-    return lambda codes: -top1[members.index(codes)]
+def _latency_budgets(devices: Iterable[Device]) -> Iterator[Budget]:
+    return (device.budget for device in devices if device.budget is not None)
 
 
-def predictor_objective(space: Space, predictor: Predictor | None) -> Objective:
-    """Minus the predicted top-1 of each network."""
-    if predictor is None:
-        raise NotFoundError("a search needs an accuracy predictor or measured members, but has neither")
-
-    def objective(codes: Codes) -> Values:
-        return -predictor(space.settings(codes))
-
-    return objective
-
-
-def _budgets(limits: Budgets, space: Space, latency: Priced | None) -> Iterator[Budget]:
-    if limits.latency_ms is not None and latency is not None:
-        yield Budget("latency", latency, limits.latency_ms, show_ms)
+def _other_budgets(limits: Budgets, space: Space) -> Iterator[Budget]:
+    """Those that need no device."""
     rows: tuple[tuple[str, float | None, Callable[[Space], object], Callable[[float], str]], ...] = (
         ("MACs", limits.macs, macs_of, show_count),
         ("parameter", limits.params, params_of, show_count),
@@ -254,5 +356,5 @@ def _budgets(limits: Budgets, space: Space, latency: Priced | None) -> Iterator[
 
 
 def predicted_top1(setup: Setup, codes: Codes) -> float:
-    """What the search believed of one network (g,): predicted, or for a wholly measured space the validation figure."""
-    return -float(setup.problem.objective(np.atleast_2d(codes))[0])
+    """What is stated of one network (g,): predicted, or where validation figures are known those."""
+    return float(setup.judge.top1(np.atleast_2d(codes))[0])

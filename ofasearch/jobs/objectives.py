@@ -1,0 +1,111 @@
+"""What a search goes by: predicted top-1, a lower bound of it, or the validation split itself.
+
+Legend: n = networks, g = genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch.errors import NotFoundError, UsageError
+from ofasearch.evaluate.members import Members
+from ofasearch.jobs.exam import Exam
+from ofasearch.predictor import Predictor
+from ofasearch.search.problem import Objective
+from ofasearch.space.core import Codes, Space, Values
+
+PREDICTED, MEASURED = "accuracy predictor", "measured on the validation split"  # how a top-1 is known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """What ranks networks, and what is told of those that were found. Everything takes codes (n, g) and gives (n,)."""
+
+    objective: Objective  # smaller is better
+    top1: Callable[[Codes], Values]
+    source: str  # of `top1`
+    error_bar: Callable[[Codes], Values] | None = None  # half-width of the interval that holds 80 % of measured values
+    outside: Callable[[Codes], npt.NDArray[np.bool_]] | None = None  # of the networks that the predictor was fitted on
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its top-1 is a validation figure, which no evaluation could improve on."""
+        return self.source == MEASURED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """What there is to judge the networks of a space by."""
+
+    space: Space
+    predictor: Predictor | None
+    members: Members | None
+    exam: Exam | None
+
+
+def judge_of(objective: str, grounds: Grounds) -> Judge:
+    """The judge that an objective's name asks for.
+
+    Raises UsageError (no such objective, or one that needs what was not given), MismatchError (no error bars).
+    """
+    if objective not in OBJECTIVES:
+        raise UsageError(f"--objective must be one of {', '.join(OBJECTIVES)}, but got '{objective}'")
+    return OBJECTIVES[objective](grounds)
+
+
+def _top1(grounds: Grounds) -> Judge:
+    """The predictor where one is given, else the members' own figures."""
+    space, predictor = grounds.space, grounds.predictor
+    if predictor is None:
+        return _of_members(grounds.members)
+    found = predictor
+
+    def top1(codes: Codes) -> Values:
+        return found(space.settings(codes))
+
+    return Judge(
+        objective=lambda codes: -top1(codes),
+        top1=top1,
+        source=PREDICTED,
+        error_bar=(lambda codes: found.with_error(space.settings(codes))[1]) if found.certainty is not None else None,
+        outside=(lambda codes: found.outside(space.settings(codes))) if found.cloud is not None else None,
+    )
+
+
+def _of_members(members: Members | None) -> Judge:
+    if members is None:
+        raise NotFoundError("a search needs an accuracy predictor or measured members, but has neither; pass --predictor")
+    top1, found = members.top1("validation"), members
+    return Judge(objective=lambda codes: -top1[found.index(codes)], top1=lambda codes: top1[found.index(codes)], source=MEASURED)
+
+
+def _lower_bound(grounds: Grounds) -> Judge:
+    """Prediction minus half-width: a network is preferred only for what the predictor is sure of."""
+    space, predictor = grounds.space, grounds.predictor
+    if predictor is None:
+        raise UsageError("--objective lcb needs a predictor that carries error bars, but none was given; add --predictor")
+    found = predictor
+    found.with_error(space.settings(space.smallest()[None]))  # raises where there are no error bars
+    plain = _top1(grounds)
+
+    def objective(codes: Codes) -> Values:
+        top1, half = found.with_error(space.settings(codes))
+        return half - top1
+
+    return Judge(objective=objective, top1=plain.top1, source=plain.source, error_bar=plain.error_bar, outside=plain.outside)
+
+
+def _measured(grounds: Grounds) -> Judge:
+    """Every network evaluated for real; the objective raises UnevaluatedError for those that are not yet."""
+    exam = grounds.exam
+    if exam is None:
+        raise UsageError("--objective measured evaluates networks: it needs --data with labels, and a supernet (--supernet)")
+    found = exam
+    return Judge(objective=lambda codes: -found.values(codes), top1=found.values, source=MEASURED)
+
+
+OBJECTIVES: Mapping[str, Callable[[Grounds], Judge]] = {"top1": _top1, "lcb": _lower_bound, "measured": _measured}
