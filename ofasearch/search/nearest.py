@@ -23,7 +23,7 @@ def nearest(problem: Problem, rng: np.random.Generator) -> Codes:
     space = problem.space
     if space.size * len(space.resolutions) <= LISTED:
         codes = space.enumerate()
-        return codes[int(excess(problem, codes).argmin())]
+        return np.asarray(codes[int(excess(problem, codes).argmin())])
     units = unit_index(space)
     ends = [budget.cost.bounds().lowest_codes for budget in problem.budgets]
     codes = np.concatenate([np.stack(ends), space.sample(POPULATION, rng)])
@@ -32,7 +32,7 @@ def nearest(problem: Problem, rng: np.random.Generator) -> Codes:
         mothers, fathers = codes[rng.integers(len(codes), size=(2, POPULATION))]
         children = mutate(space, units, cross(space, mothers, fathers, rng), 0.05, rng)
         codes = np.unique(np.concatenate([codes, children]), axis=0)
-    return codes[int(excess(problem, codes).argmin())]
+    return np.asarray(codes[int(excess(problem, codes).argmin())])
 
 
 def contradiction(problem: Problem, rng: np.random.Generator) -> InfeasibleError:
