@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ofasearch.cli import show
-from ofasearch.cli.predictor_files import export_predictor, import_predictor, show_predictor
 from ofasearch.cli.dataset import dataset
+from ofasearch.cli.predictor_files import export_predictor, import_predictor, show_predictor
 from ofasearch.cli.subnet import answer
 
 

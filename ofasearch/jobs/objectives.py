@@ -62,17 +62,13 @@ def _top1(grounds: Grounds) -> Judge:
     space, predictor = grounds.space, grounds.predictor
     if predictor is None:
         return _of_members(grounds.members)
-    found = predictor
-
-    def top1(codes: Codes) -> Values:
-        return found(space.settings(codes))
-
+    found = predictor.on(space)
     return Judge(
-        objective=lambda codes: -top1(codes),
-        top1=top1,
+        objective=lambda codes: -found(codes),
+        top1=found,
         source=PREDICTED,
-        error_bar=(lambda codes: found.with_error(space.settings(codes))[1]) if found.certainty is not None else None,
-        outside=(lambda codes: found.outside(space.settings(codes))) if found.cloud is not None else None,
+        error_bar=(lambda codes: found.with_error(codes)[1]) if predictor.certainty is not None else None,
+        outside=found.outside if predictor.cloud is not None else None,
     )
 
 
@@ -88,12 +84,12 @@ def _lower_bound(grounds: Grounds) -> Judge:
     space, predictor = grounds.space, grounds.predictor
     if predictor is None:
         raise UsageError("--objective lcb needs a predictor that carries error bars, but none was given; add --predictor")
-    found = predictor
-    found.with_error(space.settings(space.smallest()[None]))  # raises where there are no error bars
+    found = predictor.on(space)
+    found.with_error(space.smallest()[None])  # raises where there are no error bars
     plain = _top1(grounds)
 
     def objective(codes: Codes) -> Values:
-        top1, half = found.with_error(space.settings(codes))
+        top1, half = found.with_error(codes)
         return half - top1
 
     return Judge(objective=objective, top1=plain.top1, source=plain.source, error_bar=plain.error_bar, outside=plain.outside)

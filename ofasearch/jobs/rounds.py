@@ -16,7 +16,7 @@ import numpy as np
 
 from ofasearch.evaluate.populations import LISTED, random_order
 from ofasearch.evaluate.sampling import networks_to_label
-from ofasearch.jobs.setup import predictor_objective, show_count
+from ofasearch.jobs.setup import show_count
 from ofasearch.predictor import Predictor
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
 from ofasearch.search.operators import Unseen
@@ -49,18 +49,18 @@ def propose(space: Space, predictor: Predictor, known: Codes, count: int, rng: n
     good = _promising(space, predictor, unseen, len(known), (count + 1) // 2, rng)
     uncertain = _uncertain(space, predictor, unseen, count - len(good), rng)
     codes = np.concatenate([good, uncertain, *_any(space, unseen, count - len(good) - len(uncertain), rng)])
-    return Proposal(codes, len(good), predictor(space.settings(codes)))
+    return Proposal(codes, len(good), predictor.on(space)(codes))
 
 
 def _promising(space: Space, predictor: Predictor, unseen: Unseen, known: int, count: int, rng: np.random.Generator) -> Codes:
     """Up to `count` new networks: the best that searches under budgets of MACs end with."""
-    macs = macs_of(space)
+    macs, predicted = macs_of(space), predictor.on(space)
     bounds = macs.bounds()
     limits = np.unique(np.linspace(bounds.lowest, bounds.highest, min(BUDGETS, count) + 1)[1:])
     found = np.zeros((0, len(space.genes)), dtype=np.int64)
     for searches_left, limit in zip(range(len(limits), 0, -1), limits, strict=True):
         share = -(-(count - len(found)) // searches_left)
-        problem = Problem(space, (predictor_objective(space, predictor),), (Budget("MACs", macs, float(limit), show_count),))
+        problem = Problem(space, (lambda codes: -predicted(codes),), (Budget("MACs", macs, float(limit), show_count),))
         keep = known + count  # so many that new ones are among them
         search = enumerate_exactly(problem, keep) if is_small(problem) else evolve(problem, replace(SEARCH, keep=keep), rng)
         *_, last = search
@@ -71,7 +71,7 @@ def _promising(space: Space, predictor: Predictor, unseen: Unseen, known: int, c
 def _uncertain(space: Space, predictor: Predictor, unseen: Unseen, count: int, rng: np.random.Generator) -> Codes:
     """Up to `count` new networks: those of a random sample on which the members differ most."""
     pool = networks_to_label(space, min(POOL, space.size * len(space.resolutions)), rng)
-    spread = predictor.of_features(predictor.encoder.encode(space.settings(pool))).var(axis=0)
+    spread = predictor.on(space).members(pool).var(axis=0)
     return unseen.take(pool[np.argsort(-spread, kind="stable")], count)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HIDDEN = 400
 LEAST_PAIRS = 8
-STEPS_LEAST, STEPS_MOST = 600, 20_000
+STEPS_PER_PAIR, STEPS_LEAST, STEPS_MOST = 0.75, 600, 20_000
 RIDGE = 1.0  # of the cloud, in networks
 CLOUD_SHARE = 0.98  # of networks left out of a fit, that lie inside its cloud
 
@@ -33,7 +33,7 @@ class FitConfig:
     """How the MLPs are fitted. The published recipe names no optimiser and no number of steps; this one is Adam with a cosine.
 
     With `silu` a predictor ranks networks better than with the published `relu` (docs/predictors.md); only `relu` can be
-    written in once-for-all's formats. `steps` None: as many as pairs, but at least 600; a batch is drawn at every step.
+    written in once-for-all's formats. `steps` None: three for four pairs, but at least 600.
     """
 
     members: int = 5
@@ -52,7 +52,7 @@ class FitConfig:
 
     def steps_for(self, n: int) -> int:
         """Optimiser steps for n pairs."""
-        return self.steps if self.steps is not None else min(max(n, STEPS_LEAST), STEPS_MOST)
+        return self.steps if self.steps is not None else min(max(round(STEPS_PER_PAIR * n), STEPS_LEAST), STEPS_MOST)
 
 
 def fit(encoder: Encoder, pairs: Pairs, space: str, config: FitConfig, supernet_digest: str | None = None) -> Predictor:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import MismatchError
-from ofasearch.predictor.encode import Encoder, Matrix
-from ofasearch.space.core import Settings, Space, Values
+from ofasearch.predictor.encode import SPELLED, Encoder, Matrix, Part
+from ofasearch.space.core import Codes, Settings, Space, Values
 
 LEVEL = 0.8  # of the interval that is told where none is asked for
 
@@ -106,6 +106,13 @@ class Predictor:
         found += self.offset
         return found
 
+    def on(self, space: Space) -> OnSpace:
+        """The predictor for the codes of a space, without the way through settings: what a search asks it by.
+
+        Raises MismatchError when it does not know all values of the space.
+        """
+        return OnSpace(self, space)
+
     def with_error(self, settings: Settings, level: float = LEVEL) -> tuple[Values, Values]:
         """Predicted top-1 (n,) and the half-width (n,) of the interval that holds the measured value with that probability.
 
@@ -145,3 +152,68 @@ class Predictor:
         """Raise MismatchError when the predictor was fitted on accuracies of other weights."""
         if self.supernet_digest is not None and self.supernet_digest != digest:
             raise MismatchError("the predictor must belong to the supernet's weights, but was fitted on others (digests differ)")
+
+
+class OnSpace:
+    """A predictor for the codes (n, g) of one space. Features are gathered from a table of columns, one per block and setting."""
+
+    def __init__(self, predictor: Predictor, space: Space):
+        self.predictor, self.space = predictor, space
+        block, ks, e = space.setting_choices
+        start, columns = 0, []
+        for part in predictor.encoder.parts:
+            if part.field == "ks":
+                columns.append(_columns(part, start, block, ks))
+            elif part.field == "e":
+                columns.append(_columns(part, start, block, e))
+            elif part.field == "r":
+                self._resolution = _columns(part, start, np.zeros(len(space.resolutions), dtype=np.int64), np.array(space.resolutions))
+            else:
+                raise MismatchError(
+                    f"a predictor for {space.name} must read kernels, expand ratios and resolution, but this reads {part.field}"
+                )
+            start += part.dims
+        self._settings = np.stack(columns, axis=1)  # (positions, 2)
+
+    def features(self, codes: Codes) -> Matrix:
+        """Features (n, f), equal to those by way of the settings."""
+        width = self.predictor.encoder.dims + 1  # the last column takes what skipped blocks do not have
+        x = np.zeros((len(codes), width), dtype=np.float32)
+        flat, rows = x.reshape(-1), width * np.arange(len(codes))
+        flat[rows[:, None, None] + self._settings[self.space.setting_positions(codes)]] = 1
+        flat[rows + self._resolution[codes[:, 0] - 1]] = 1
+        return x[:, :-1]
+
+    def members(self, codes: Codes) -> Values:
+        """Each member's prediction, (k, n)."""
+        return self.predictor.of_features(self.features(codes))
+
+    def __call__(self, codes: Codes) -> Values:
+        """Predicted top-1 (n,), a fraction."""
+        return np.asarray(self.members(codes).mean(axis=0))
+
+    def with_error(self, codes: Codes, level: float = LEVEL) -> tuple[Values, Values]:
+        """Predicted top-1 (n,) and half-widths (n,), as `Predictor.with_error`."""
+        return self.predictor.error_of(self.members(codes), level)
+
+    def outside(self, codes: Codes) -> npt.NDArray[np.bool_]:
+        """Which networks (n,) lie outside the fitted cloud."""
+        cloud = self.predictor.cloud
+        return np.zeros(len(codes), dtype=bool) if cloud is None else cloud.leverage(self.features(codes)) > cloud.limit
+
+
+def _columns(part: Part, start: int, column: Codes, values: Codes) -> Codes:
+    """The feature of each value in its column of a part that begins at `start`; -1, the last, for the 0 of a skipped block.
+
+    Raises MismatchError for a value that is no choice.
+    """
+    if len(column) and column.max() >= part.columns:
+        raise MismatchError(f"{part.field} must hold {part.columns} values for this predictor, but the space has {column.max() + 1} blocks")
+    match = values[:, None] == np.array(part.choices)[None]
+    known = match.any(axis=1) | ((values == 0) & (0 not in part.choices))
+    if not known.all():
+        choices = ", ".join(f"{choice:g}" for choice in part.choices)
+        raise MismatchError(
+            f"{SPELLED[part.field]} must be one of {choices} for this predictor, but the space has {values[~known][0]}; narrow it"
+        )
+    return np.where(match.any(axis=1), start + column * len(part.choices) + match.argmax(axis=1), -1)

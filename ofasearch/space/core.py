@@ -428,6 +428,17 @@ class Space:
         stage_of = (stages[:, None] == np.arange(self._setting_counts[1])).astype(np.float64)
         return _TableIndex(self.genes, [slot.parents for slot in slots]), values[:, 0].copy(), values[:, 1].copy(), stage_of
 
+    def setting_positions(self, codes: Codes) -> Codes:
+        """Where the setting of each block slot stands in `setting_choices`, (n, blocks)."""
+        return self._setting_tables[0](codes)
+
+    @cached_property
+    def setting_choices(self) -> tuple[Codes, Codes, Codes]:
+        """Block, kernel and expand ratio of all settings that the block slots can have, slot by slot, each (positions,)."""
+        _, ks, e, _ = self._setting_tables
+        sizes = [len(self._parent_values(slot)) for slot in self.slots if slot.setting is not None]
+        return np.repeat(np.arange(len(sizes)), sizes), ks, e
+
     def from_settings(self, settings: Settings) -> Codes:
         """Codes of published settings; entries of skipped blocks are ignored.
 
