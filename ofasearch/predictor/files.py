@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save
 
 from ofasearch.errors import FormatError
-from ofasearch.predictor.encode import Encoder, Part
+from ofasearch.predictor.encode import Encoder, Matrix, Part
 from ofasearch.predictor.foreign import FOREIGN_SUFFIXES, load_foreign
 from ofasearch.predictor.model import ACTIVATIONS, Certainty, Cloud, Predictor
 from ofasearch.predictor.valid import checked
@@ -27,6 +28,7 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
         for i, pair in enumerate(zip(predictor.weights, predictor.biases, strict=True))
         for part, a in zip("wb", pair, strict=True)
     }
+    arrays = {name: _shortest(array) for name, array in arrays.items()}
     certainty, cloud = predictor.certainty, predictor.cloud
     if cloud is not None:
         arrays["cloud"] = cloud.precision
@@ -44,6 +46,13 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
     write_atomic(path, save({k: np.ascontiguousarray(a) for k, a in arrays.items()}, metadata={"ofasearch": json.dumps(card)}))
 
 
+def _shortest(array: Matrix) -> npt.NDArray[np.floating[Any]]:
+    """The same numbers in 16 bits, where none needs more."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if (half == array).all() else array
+
+
 def load_predictor(path: Path) -> Predictor:
     """Read our predictor file, or one of once-for-all that says enough of itself (`foreign`).
 
@@ -51,7 +60,8 @@ def load_predictor(path: Path) -> Predictor:
     """
     if path.suffix in FOREIGN_SUFFIXES:
         return load_foreign(path)
-    arrays, card = read_safetensors(path, FORMAT)
+    found, card = read_safetensors(path, FORMAT)
+    arrays = {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in found.items()}
     try:
         encoder = Encoder(tuple(_part(*part) for part in card["encoder"]))
         count = sum(name.endswith(".w") for name in arrays)

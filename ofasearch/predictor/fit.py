@@ -69,6 +69,7 @@ def fit(encoder: Encoder, pairs: Pairs, space: str, config: FitConfig, supernet_
     offset, scale = float(pairs.top1.mean()), max(float(pairs.top1.std()), 1e-4)
     weights, biases = _descend(x, ((pairs.top1 - offset) / scale).astype(np.float32), config)
     weights[-1], biases[-1] = weights[-1] * np.float32(scale), biases[-1] * np.float32(scale)
+    weights = [w.astype(np.float16).astype(np.float32) for w in weights]  # halves the file; what is judged is what is written
     return Predictor(encoder, tuple(weights), tuple(biases), offset, space, supernet_digest, config.activation, cloud=cloud_of(x))
 
 
