@@ -92,11 +92,6 @@ def test_a_resolution_the_predictor_never_saw_is_refused(tutorial):
         tutorial(uniform(3, 3, 2, 164))
 
 
-def test_the_resnet_predictor_is_not_taken_for_the_tutorial_one(shared_data):
-    with pytest.raises(FormatError, match=r"must be the once-for-all tutorial's predictor \(a plain state_dict\)"):
-        load_predictor(shared_data / "ofa" / "ofa_resnet50_acc_predictor.pth")
-
-
 # -- the encoder -----------------------------------------------------------------------------------------------
 
 
@@ -218,7 +213,7 @@ def test_code_in_a_file_is_not_run(tmp_path, write):
     state = {f"{i}.{part}": torch.zeros(2) for i in (0, 2, 4, 6) for part in ("weight", "bias")}
     write({**state, "extra": Creates(tmp_path / "ran")}, tmp_path / "p.pth")
     with pytest.raises(
-        FormatError, match=r"p.pth must be the once-for-all tutorial's predictor \(a plain state_dict\), but it cannot be read"
+        FormatError, match=r"p.pth must be a predictor of once-for-all \(a plain state_dict\), but it cannot be read"
     ):
         load_predictor(tmp_path / "p.pth")
     assert not (tmp_path / "ran").exists()
@@ -228,7 +223,7 @@ def test_code_in_a_file_is_not_run(tmp_path, write):
 def test_a_truncated_tutorial_file_is_refused(shared_data, tmp_path, share):
     content = (shared_data / "ofa" / "acc_predictor.pth").read_bytes()
     (tmp_path / "p.pth").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(FormatError, match=r"p.pth must be the once-for-all tutorial's predictor"):
+    with pytest.raises(FormatError, match=r"p.pth must be a predictor of once-for-all"):
         load_predictor(tmp_path / "p.pth")
 
 
@@ -251,7 +246,7 @@ def small_file(path, *, card=None, arrays=None):
     """A predictor of one layer over two kernels; None removes a field."""
     encoder = [["ks", 1, [3, 5]], ["e", 1, [3]], ["r", 1, [8]]]
     fields = {"format": FORMAT, "encoder": encoder, "offset": 0.5, "space": "tiny", "supernet_digest": None, "card": {}}
-    fields |= {"certainty": None, "cloud_limit": None, **(card or {})}
+    fields |= {"activation": "relu", "certainty": None, "cloud_limit": None, **(card or {})}
     weights = {"0.w": np.ones((1, 4, 1), np.float32), "0.b": np.zeros((1, 1), np.float32), **(arrays or {})}
     path.write_bytes(save(weights, metadata={"ofasearch": json.dumps({k: v for k, v in fields.items() if v != "gone"})}))
     return path
@@ -293,6 +288,9 @@ def test_a_small_file_is_read(tmp_path):
         ({"offset": 75}, {}),
         ({"space": "gone"}, {}),
         ({"card": 3}, {}),
+        ({"activation": "gone"}, {}),
+        ({"activation": "tanh"}, {}),
+        ({"activation": ["relu"]}, {}),
         ({"certainty": {"floor": 0.1}}, {}),
         ({"certainty": {"floor": -0.1, "multiples": [[0.8, 1]]}}, {}),
         ({"certainty": {"floor": float("nan"), "multiples": [[0.8, 1]]}}, {}),
@@ -331,6 +329,9 @@ def test_a_small_file_is_read(tmp_path):
         "offset in percent",
         "no space",
         "card 3",
+        "no activation",
+        "unknown activation",
+        "listed activation",
         "no multiples",
         "negative error bar",
         "nan error bar",
@@ -371,11 +372,18 @@ def test_a_tutorial_file_whose_layers_do_not_fit_is_refused(shared_data, tmp_pat
         load_predictor(tmp_path / "p.pth")
 
 
-def test_the_numpy_predictor_computes_the_mlp(fitted, invented):
-    x = torch.from_numpy(fitted.encoder.encode(invented.settings))
-    for weight, bias in zip(fitted.weights[:-1], fitted.biases[:-1], strict=True):
-        x = torch.relu(x @ torch.from_numpy(weight[0]) + torch.from_numpy(bias[0]))
-    expected = (x @ torch.from_numpy(fitted.weights[-1][0]) + torch.from_numpy(fitted.biases[-1][0]))[:, 0].numpy() + fitted.offset
-    assert isinstance(fitted, Predictor)
-    assert np.allclose(fitted(invented.settings), expected, atol=1e-6)
-    assert [w.shape for w in fitted.weights] == [(1, fitted.encoder.dims, 400), (1, 400, 400), (1, 400, 400), (1, 400, 1)]
+@pytest.mark.parametrize(("activation", "act"), [("relu", torch.relu), ("silu", torch.nn.functional.silu)])
+def test_the_numpy_predictor_computes_the_mlp(fitted, invented, activation, act):
+    predictor = replace(fitted, activation=activation)
+    weights, biases = ([torch.from_numpy(array) for array in arrays] for arrays in (fitted.weights, fitted.biases))
+    features = torch.from_numpy(fitted.encoder.encode(invented.settings))
+    for member in range(fitted.size):
+        x = features
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x = act(x @ weight[member] + bias[member])
+        expected = (x @ weights[-1][member] + biases[-1][member])[:, 0].numpy() + fitted.offset
+        assert np.allclose(predictor.of_features(features.numpy())[member], expected, atol=1e-6)
+    assert np.allclose(predictor(invented.settings), predictor.of_features(features.numpy()).mean(axis=0))
+    k = fitted.size
+    assert [w.shape for w in fitted.weights] == [(k, fitted.encoder.dims, 400), (k, 400, 400), (k, 400, 400), (k, 400, 1)]
+

@@ -65,7 +65,7 @@ class Tutorial:
 def agree(name, what, found, expected):
     """Tell the largest difference; stop when it is one."""
     worst = float(np.abs(found - expected).max())
-    print(f"{name:9} {what:22} {len(found)} networks, largest difference {worst:.2g}")  # noqa: T201
+    print(f"{name:9} {what:22} {len(found)} networks, largest difference {worst:.2g}")  # noqa: T201 - the result of a run
     if not worst <= TOLERANCE:
         raise SystemExit(f"{name}: {what} differ")
 
