@@ -175,7 +175,7 @@ def _round(task: _Task, number: int) -> Steps:
 def _proposal(task: _Task, number: int) -> Proposal:
     seed, space = task.request.seed, task.space
     predictor = fit(encoder_of(space), task.pairs, space.name, FitConfig(seed=seed), task.subject.digest)
-    return propose(space, predictor, task.codes, task.request.per_round, np.random.default_rng([seed, number]))
+    return propose(space, predictor.on(space), task.codes, task.request.per_round, np.random.default_rng([seed, number]))
 
 
 def _result(task: _Task) -> DatasetResult:

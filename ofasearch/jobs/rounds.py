@@ -17,14 +17,14 @@ import numpy as np
 from ofasearch.evaluate.populations import LISTED, random_order
 from ofasearch.evaluate.sampling import networks_to_label
 from ofasearch.jobs.setup import show_count
-from ofasearch.predictor import Predictor
+from ofasearch.predictor.model import OnSpace
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
 from ofasearch.search.operators import Unseen
 from ofasearch.search.problem import Budget, Problem
 from ofasearch.space.core import Codes, Space, Values
 from ofasearch.space.costs import macs_of
 
-BUDGETS = 10  # of MACs, evenly spread over the range, each searched for its best networks
+BUDGETS = 10  # of MACs, evenly spread, each searched for its best networks
 POOL = 10_000  # random networks of which the most uncertain are taken
 RANKED = 8  # networks; a rank correlation of fewer says nothing
 SEARCH = EvolutionConfig(population=100, generations=60)
@@ -42,36 +42,39 @@ class Proposal:
     predicted: Values
 
 
-def propose(space: Space, predictor: Predictor, known: Codes, count: int, rng: np.random.Generator) -> Proposal:
+def propose(space: Space, predicted: OnSpace, known: Codes, count: int, rng: np.random.Generator) -> Proposal:
     """`count` networks that are not among the `known` (k, g); the space must hold as many. Same arguments, same networks."""
     unseen = Unseen(space)
     unseen.take(known, len(known))
-    good = _promising(space, predictor, unseen, len(known), (count + 1) // 2, rng)
-    uncertain = _uncertain(space, predictor, unseen, count - len(good), rng)
+    good = _promising(space, predicted, unseen, len(known), (count + 1) // 2, rng)
+    uncertain = _uncertain(space, predicted, unseen, count - len(good), rng)
     codes = np.concatenate([good, uncertain, *_any(space, unseen, count - len(good) - len(uncertain), rng)])
-    return Proposal(codes, len(good), predictor.on(space)(codes))
+    return Proposal(codes, len(good), predicted(codes))
 
 
-def _promising(space: Space, predictor: Predictor, unseen: Unseen, known: int, count: int, rng: np.random.Generator) -> Codes:
-    """Up to `count` new networks: the best that searches under budgets of MACs end with."""
-    macs, predicted = macs_of(space), predictor.on(space)
-    bounds = macs.bounds()
-    limits = np.unique(np.linspace(bounds.lowest, bounds.highest, min(BUDGETS, count) + 1)[1:])
+def _promising(space: Space, predicted: OnSpace, unseen: Unseen, known: int, count: int, rng: np.random.Generator) -> Codes:
+    """Up to `count` new networks: the best under budgets of MACs, up to what the best of all takes: larger ones would not bind."""
+    macs, keep = macs_of(space), known + count  # so many that new ones are among them
+    overall = _best(space, predicted, macs.bounds().highest, keep, rng)
+    limits = np.unique(np.linspace(macs.bounds().lowest, float(macs(overall[:1])[0]), min(BUDGETS, count) + 1)[1:])
     found = np.zeros((0, len(space.genes)), dtype=np.int64)
     for searches_left, limit in zip(range(len(limits), 0, -1), limits, strict=True):
         share = -(-(count - len(found)) // searches_left)
-        problem = Problem(space, (lambda codes: -predicted(codes),), (Budget("MACs", macs, float(limit), show_count),))
-        keep = known + count  # so many that new ones are among them
-        search = enumerate_exactly(problem, keep) if is_small(problem) else evolve(problem, replace(SEARCH, keep=keep), rng)
-        *_, last = search
-        found = np.concatenate([found, unseen.take(last.codes, share)])
-    return found
+        found = np.concatenate([found, unseen.take(_best(space, predicted, float(limit), keep, rng), share)])
+    return np.concatenate([found, unseen.take(overall, count - len(found))])
 
 
-def _uncertain(space: Space, predictor: Predictor, unseen: Unseen, count: int, rng: np.random.Generator) -> Codes:
+def _best(space: Space, predicted: OnSpace, limit: float, keep: int, rng: np.random.Generator) -> Codes:
+    """Up to `keep` networks (k, g) of at most so many MACs, those of the highest predicted accuracy first."""
+    problem = Problem(space, (lambda codes: -predicted(codes),), (Budget("MACs", macs_of(space), limit, show_count),))
+    *_, last = enumerate_exactly(problem, keep) if is_small(problem) else evolve(problem, replace(SEARCH, keep=keep), rng)
+    return last.codes
+
+
+def _uncertain(space: Space, predicted: OnSpace, unseen: Unseen, count: int, rng: np.random.Generator) -> Codes:
     """Up to `count` new networks: those of a random sample on which the members differ most."""
     pool = networks_to_label(space, min(POOL, space.size * len(space.resolutions)), rng)
-    spread = predictor.on(space).members(pool).var(axis=0)
+    spread = predicted.members(pool).var(axis=0)
     return unseen.take(pool[np.argsort(-spread, kind="stable")], count)
 
 
