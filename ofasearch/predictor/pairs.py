@@ -152,9 +152,9 @@ def read_pairs(paths: Sequence[Path], space: Space) -> Pairs:
     In a file all values are percent (above 1), or all are fractions. Resolutions need not be choices of the space.
     Raises NotFoundError, FormatError, UsageError (a file given twice), ArchError (a network outside the space).
     """
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("every pairs file must be given once, but one is given twice")
     found = [read_entries(path) for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):  # only now, for a link to itself does not resolve
+        raise UsageError("every pairs file must be given once, but one is given twice")
     for path, (entries, _) in zip(paths, found, strict=True):
         if not entries:
             raise FormatError(f"{path} must hold at least one measured network, but holds none")
