@@ -14,7 +14,6 @@ from ofasearch.predictor import (
     TUTORIAL_ENCODER,
     FitConfig,
     Pairs,
-    Predictor,
     check,
     encoder_of,
     fit,
@@ -212,9 +211,7 @@ class Creates:
 def test_code_in_a_file_is_not_run(tmp_path, write):
     state = {f"{i}.{part}": torch.zeros(2) for i in (0, 2, 4, 6) for part in ("weight", "bias")}
     write({**state, "extra": Creates(tmp_path / "ran")}, tmp_path / "p.pth")
-    with pytest.raises(
-        FormatError, match=r"p.pth must be a predictor of once-for-all \(a plain state_dict\), but it cannot be read"
-    ):
+    with pytest.raises(FormatError, match=r"p.pth must be a predictor of once-for-all \(a plain state_dict\), but it cannot be read"):
         load_predictor(tmp_path / "p.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -386,4 +383,3 @@ def test_the_numpy_predictor_computes_the_mlp(fitted, invented, activation, act)
     assert np.allclose(predictor(invented.settings), predictor.of_features(features.numpy()).mean(axis=0))
     k = fitted.size
     assert [w.shape for w in fitted.weights] == [(k, fitted.encoder.dims, 400), (k, 400, 400), (k, 400, 400), (k, 400, 1)]
-
