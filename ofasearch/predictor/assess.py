@@ -66,7 +66,9 @@ def assess(
     held out; the predictor that is handed on was fitted on all. Given `held_out`, those judge and are never fitted.
     Raises UsageError for fewer than 8 networks.
     """
-    offsets = find_offsets(encoder, pairs)
+    if len(pairs.sources) > 1:
+        yield FitProgress(phase="comparing the files", done=0, total=1)
+    offsets = find_offsets(encoder, pairs, config)
     data = without_offsets(pairs, offsets)
     if len(data) < 2 * LEAST_PAIRS:
         raise UsageError(f"a predictor and its error need at least {2 * LEAST_PAIRS} measured networks, but got {len(data)}")

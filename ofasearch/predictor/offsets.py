@@ -1,6 +1,6 @@
 """Files of measured networks that were labelled on different images: how far each lies from the first.
 
-Legend: n = networks, f = features, m = files.
+Legend: n = networks, m = files.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from ofasearch.predictor.encode import Encoder
+from ofasearch.predictor.fit import LEAST_PAIRS, FitConfig, fit
 from ofasearch.predictor.pairs import Pairs
 from ofasearch.space.core import Values
 
-SHRINK_NETWORK = 1.0  # of the effect of each choice, in networks
-SHRINK_OFFSET = 1e-3
-LAW = (-2, -4)  # powers of the resolution
+SHARED = 10  # networks that two files must have in common to be compared by them
+TELLING = 0.001  # a model of one file is wrong by about half of this on average about another's networks
+MEMBERS = 3
+LAW = (-2.0, -4.0)  # powers of the resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,53 +28,87 @@ class Offsets:
     values: tuple[float | None, ...]
 
 
-def find_offsets(encoder: Encoder, pairs: Pairs) -> Offsets:
-    """Offsets of the files that pairs come from, by a ridge regression on choices, resolution and file.
+def find_offsets(encoder: Encoder, pairs: Pairs, config: FitConfig) -> Offsets:
+    """Offsets of the files that pairs come from, one after the other, each against those before it.
 
-    Files with a resolution in common are compared directly. One whose resolutions no other has is told apart by a law
-    over the resolution, a + b r^-2 + c r^-4, which needs three resolutions elsewhere: through 160, 176 and 192 pixels it
-    meets what once-for-all's own predictor says at 224 to 0.02 points (docs/predictors.md).
+    Networks that both measured tell it at once. Else a model of the one side predicts the other's networks, as far as they
+    lie in its cloud; where that comes to less than 0.1 points it is taken for the model's own error, and the offset for 0.
+    A file at resolutions of its own is carried to those of the other by a law over the resolution, a + b r^-2 + c r^-4,
+    which needs three of them on one side.
     """
-    files = range(len(pairs.sources))
-    law = _law(pairs.settings.r)
-    dummies = (pairs.group[:, None] == np.array(files)[None, 1:]).astype(np.float64)
-    known = _identified(law, dummies)
-    names = tuple(source.name for source in pairs.sources)
-    if len(files) == 1:
-        return Offsets(names, (0.0,))
-    blocks = Encoder(tuple(part for part in encoder.parts if part.field != "r"))
-    x = blocks.encode(pairs.settings).astype(np.float64)
-    design = np.concatenate([np.ones((len(x), 1)), law, dummies[:, known], x], axis=1)
-    shrink = np.concatenate(
-        [[0.0], np.full(law.shape[1], 1e-9), np.full(int(known.sum()), SHRINK_OFFSET), np.full(x.shape[1], SHRINK_NETWORK)]
-    )
-    effects = np.linalg.solve(design.T @ design + np.diag(shrink), design.T @ pairs.top1)
-    found = iter(effects[1 + law.shape[1] :])
-    return Offsets(names, (0.0, *(float(next(found)) if ok else None for ok in known)))
+    known, values = without_offsets(pairs.take(np.flatnonzero(pairs.group == 0)), Offsets(("",), (0.0,))), list[float | None]([0.0])
+    for index in range(1, len(pairs.sources)):
+        new = _alone(pairs.take(np.flatnonzero(pairs.group == index)))
+        offset = _by_shared(known, new)
+        if offset is None:
+            offset = _by_model(encoder, known, new, config)
+        values.append(offset)
+        known = _joined(known, replace(new, top1=new.top1 - (offset or 0.0)))
+    return Offsets(tuple(source.name for source in pairs.sources), tuple(values))
 
 
 def without_offsets(pairs: Pairs, offsets: Offsets) -> Pairs:
     """One pair per network, as the first file would have labelled it; unknown offsets count as none."""
     shift = np.array([value or 0.0 for value in offsets.values])
-    as_one = replace(pairs, top1=pairs.top1 - shift[pairs.group], group=np.zeros_like(pairs.group), sources=pairs.sources[:1])
-    return as_one.merged()
+    return _alone(replace(pairs, top1=pairs.top1 - shift[pairs.group]))
 
 
-def _law(resolution: npt.NDArray[np.int64]) -> Values:
-    """Columns of the law over the resolution, (n, up to 2), centred; fewer where few resolutions are known."""
-    distinct = np.unique(resolution)
-    scaled = resolution / distinct.max()
-    columns = (
-        np.stack([scaled ** float(power) for power in LAW[: len(distinct) - 1]], axis=1)
-        if len(distinct) > 1
-        else np.zeros((len(resolution), 0))
-    )
-    return np.asarray(columns - columns.mean(axis=0))
+def _alone(pairs: Pairs) -> Pairs:
+    """One pair per network, whatever file it came from."""
+    return replace(pairs, group=np.zeros_like(pairs.group), sources=pairs.sources[:1]).merged()
 
 
-def _identified(law: Values, dummies: Values) -> npt.NDArray[np.bool_]:
-    """Which files' dummies (n, m - 1) are no combination of the constant, the law and the other files' dummies."""
-    rows = np.unique(np.concatenate([np.ones((len(law), 1)), law, dummies], axis=1), axis=0)
-    rank = np.linalg.matrix_rank(rows)
-    first = 1 + law.shape[1]
-    return np.array([np.linalg.matrix_rank(np.delete(rows, first + i, axis=1)) < rank for i in range(dummies.shape[1])], dtype=bool)
+def _joined(one: Pairs, other: Pairs) -> Pairs:
+    s, t = one.settings, other.settings
+    columns = {name: np.concatenate([getattr(s, name), getattr(t, name)]) for name in ("ks", "e", "d", "r")}
+    columns |= {"w": np.concatenate([s.w, t.w])} if s.w is not None and t.w is not None else {}
+    return Pairs(replace(s, **columns), np.concatenate([one.top1, other.top1])).merged()
+
+
+def _by_shared(known: Pairs, new: Pairs) -> float | None:
+    """The mean difference on networks that both measured, where they are enough."""
+    rows = [
+        np.column_stack([c for c in (p.settings.ks, p.settings.e, p.settings.d, p.settings.r, p.settings.w) if c is not None])
+        for p in (known, new)
+    ]
+    before = {row.tobytes(): float(top1) for row, top1 in zip(rows[0], known.top1, strict=True)}
+    found = [float(top1) - before[row.tobytes()] for row, top1 in zip(rows[1], new.top1, strict=True) if row.tobytes() in before]
+    return float(np.mean(found)) if len(found) >= SHARED else None
+
+
+def _by_model(encoder: Encoder, known: Pairs, new: Pairs, config: FitConfig) -> float | None:
+    """What a model of the larger side says of the other, 0 where that is no more than its own error; None where none can say."""
+    for teacher, judged, sign in sorted(((known, new, 1.0), (new, known, -1.0)), key=lambda row: -len(row[0])):
+        surplus = _surplus(encoder, teacher, judged, config)
+        if surplus is not None:
+            return sign * surplus if abs(surplus) >= TELLING else 0.0
+    return None
+
+
+def _surplus(encoder: Encoder, teacher: Pairs, judged: Pairs, config: FitConfig) -> float | None:
+    """How much higher `judged` is than a model of `teacher` says, on its networks inside the cloud (fractions)."""
+    sizes = sorted(set(teacher.settings.r.tolist()))
+    shared = np.flatnonzero(np.isin(judged.settings.r, sizes))
+    by_law = not len(shared)
+    if len(teacher) < LEAST_PAIRS or (by_law and len(sizes) <= len(LAW)):
+        return None
+    model = fit(encoder.with_resolutions(tuple(sizes)), teacher, "", replace(config, members=MEMBERS, activation="silu"))
+    if not by_law:
+        judged = judged.take(shared)
+        inside, predicted = ~model.outside(judged.settings), model(judged.settings)
+    else:
+        at = [replace(judged.settings, r=np.full_like(judged.settings.r, size)) for size in sizes]
+        inside = ~np.any([model.outside(settings) for settings in at], axis=0)
+        predicted = _carried(sizes, np.stack([model(settings) for settings in at]), judged.settings.r.astype(np.float64))
+    return float((judged.top1 - predicted)[inside].mean()) if inside.sum() >= SHARED else None
+
+
+def _carried(sizes: list[int], known: Values, r: Values) -> Values:
+    """Accuracies at resolutions r (n,), from those at `sizes` (s, n) by the law with its constants for each network."""
+    unit = float(max(sizes))
+
+    def law(resolution: Values) -> Values:
+        return np.stack([np.ones_like(resolution), *((resolution / unit) ** power for power in LAW)], axis=-1)
+
+    constants = np.linalg.lstsq(law(np.array(sizes, dtype=np.float64)), known, rcond=None)[0]  # (3, n)
+    return np.asarray((law(r) * constants.T).sum(axis=1))
