@@ -35,7 +35,7 @@ class ExamProgress:
 
     done: int
     total: int
-    best_top1: float | None
+    best_top1: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,24 +68,28 @@ class Exam:
         """
         from ofasearch.evaluate.store import Store
 
+        names = self._names(codes)
+        if all(name in self.known for name in names):
+            return
+        if self.subject is None:
+            missing = next(name for name in names if name not in self.known)
+            raise MismatchError(f"every network that is compared must have been evaluated in the run, but {missing} was not")
         with Store() as store:
-            for done, (name, row) in enumerate(zip(self._names(codes), codes, strict=True), start=1):
+            for done, (name, row) in enumerate(zip(names, codes, strict=True), start=1):
                 if name not in self.known:
-                    self.known[name] = self._score(name, row, store)
+                    self.known[name] = self._score(self.subject, row, store)
                 yield ExamProgress(done=done, total=len(codes), best_top1=max(self.known.values()))
             self.words = list(store.notes)
 
     def _names(self, codes: Codes) -> list[str]:
         return [self.space.arch(row).id for row in codes]
 
-    def _score(self, name: str, row: Codes, store: Store) -> float:
-        if self.subject is None:
-            raise MismatchError(f"every network that is compared must have been evaluated in the run, but {name} was not")
-        codes = row if self.subject.space.name == self.space.name else self.space.lift(row[None], self.subject.space)[0]
-        key, started = self.subject.key(codes, "validation"), time.perf_counter()
+    def _score(self, subject: Subject, row: Codes, store: Store) -> float:
+        codes = row if subject.space.name == self.space.name else self.space.lift(row[None], subject.space)[0]
+        key, started = subject.key(codes, "validation"), time.perf_counter()
         score = store.get(key)
         if score is None:
-            score = self.subject.score(codes, "validation")
+            score = subject.score(codes, "validation")
             store.put(key, score)
             self.evaluated += 1
             self.seconds += time.perf_counter() - started
@@ -112,9 +116,8 @@ def limited(data: DataSet, images: int | None, calibration_images: int | None) -
         raise UsageError(f"--images must be at least 1, but got {images}")
     if calibration_images is not None and calibration_images < LEAST_CALIBRATION:
         raise UsageError(f"--calibration-images must be at least {LEAST_CALIBRATION}, but got {calibration_images}")
-    splits = dict(data.splits)
-    for name, count in (("validation", images), ("calibration", calibration_images)):
-        if count is not None:
-            split = splits[name]  # type: ignore[index]
-            splits[name] = split.take(np.arange(min(count, len(split))))  # type: ignore[index]
-    return replace(data, splits=splits)
+    if images is None and calibration_images is None:
+        return data
+    from ofasearch.evaluate.subject import first_images
+
+    return replace(data, splits={**first_images(data, images, calibration_images).splits, "test": data["test"]})

@@ -15,6 +15,7 @@ from ofasearch.errors import NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.exam import Exam
 from ofasearch.predictor import Predictor
+from ofasearch.predictor.model import LEVEL
 from ofasearch.search.problem import Objective
 from ofasearch.space.core import Codes, Space, Values
 
@@ -63,11 +64,12 @@ def _top1(grounds: Grounds) -> Judge:
     if predictor is None:
         return _of_members(grounds.members)
     found = predictor.on(space)
+    certain = predictor.certainty is not None and LEVEL in predictor.certainty.multiples
     return Judge(
         objective=lambda codes: -found(codes),
         top1=found,
         source=PREDICTED,
-        error_bar=(lambda codes: found.with_error(codes)[1]) if predictor.certainty is not None else None,
+        error_bar=(lambda codes: found.with_error(codes)[1]) if certain else None,
         outside=found.outside if predictor.cloud is not None else None,
     )
 
