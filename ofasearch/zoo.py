@@ -105,11 +105,19 @@ def get_predictor(name: str) -> Predictor:
 
     Raises NotFoundError, FormatError.
     """
+    return load_predictor(predictor_file(name))
+
+
+def predictor_file(name: str) -> Path:
+    """The file that `get_predictor` reads.
+
+    Raises NotFoundError.
+    """
     if name in predictor_names():
-        return load_predictor(_shipped("predictors") / f"{name}.safetensors")
+        return _shipped("predictors") / f"{name}.safetensors"
     if not Path(name).is_file():
         raise NotFoundError(f"predictor must be one of {', '.join(predictor_names())} or an existing file, but got '{name}'")
-    return load_predictor(Path(name))
+    return Path(name)
 
 
 # -- latency tables --------------------------------------------------------------------------------------------

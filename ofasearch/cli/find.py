@@ -55,7 +55,9 @@ from ofasearch.errors import UsageError
 @click.option("--top-k", default=5, show_default=True, help="Candidates to report.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/find-SPACE]")
 @click.option("--no-bn", is_flag=True, help="Export even if batch norm cannot be recalibrated; the file says so.")
-@click.option("--resume", is_flag=True, help="Accepted for symmetry: measurements are always remembered, a search takes seconds.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the interrupted search of this --out; what was measured is remembered in any case."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def find(**options: Any) -> None:
@@ -82,7 +84,7 @@ def find(**options: Any) -> None:
     budgets = Budgets(latency_ms=latency_ms, macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
     shared = ("space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure", "objective")
     question = Question(budgets=budgets, target=target, also=tuple(also), **{key: options[key] for key in shared})
-    own = ("data", "images", "calibration_images", "population", "generations", "seed", "top_k", "out", "no_bn")
+    own = ("data", "images", "calibration_images", "population", "generations", "seed", "top_k", "out", "no_bn", "resume")
     request = FindRequest(question=question, **{key: options[key] for key in own})
     reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
     result: FindResult | None = None

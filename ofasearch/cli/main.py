@@ -17,6 +17,7 @@ SENTENCE_LIMIT = 800  # characters; what libraries and foreign files put into a 
 Commands = Mapping[str, tuple[str, str, str]]
 COMMANDS: Commands = {
     "find": ("ofasearch.cli.find", "find", "Search the best subnet within a budget, check it, export it."),
+    "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),

@@ -10,7 +10,7 @@ import numpy as np
 from ofasearch.errors import InfeasibleError
 from ofasearch.jobs.latency import reference_of
 from ofasearch.jobs.measuring import Lab
-from ofasearch.jobs.searching import FindProgress, FindRequest, Tally, search
+from ofasearch.jobs.searching import FindProgress, FindRequest, Keeper, Tally, search
 from ofasearch.jobs.setup import Device, Question, Setup, local_runtime, predicted_top1, show_ms
 from ofasearch.latency.stopwatch import Timing
 from ofasearch.search.problem import Budget, Problem
@@ -45,8 +45,9 @@ class Outcome:
     """What was found so far: networks best first, and the cost of finding them."""
 
     codes: Codes
+    tally: Tally
     candidates: list[Candidate] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    timed: dict[str, Timing] = field(default_factory=dict)  # every network that was timed for the choice, by arch id
     words: list[str] = field(default_factory=list)  # how the machine behaved while candidates were timed
 
 
@@ -72,12 +73,12 @@ def clock_of(question: Question, space: Space) -> Clock:
     return clock
 
 
-def choose(request: FindRequest, setup: Setup, clock: Clock) -> Generator[FindProgress, None, Outcome]:
+def choose(request: FindRequest, setup: Setup, clock: Clock, keeper: Keeper | None = None) -> Generator[FindProgress, None, Outcome]:
     """Search, measure, evaluate; the candidates that come out are best first, the winner foremost.
 
-    Raises InfeasibleError when no network keeps the budgets, or none once it was timed.
+    `keeper` keeps how far each search came. Raises InfeasibleError when no network keeps the budgets, or none once it was timed.
     """
-    outcome = Outcome(np.zeros((0, len(setup.space.genes)), dtype=np.int64))
+    outcome = Outcome(np.zeros((0, len(setup.space.genes)), dtype=np.int64), Tally(keeper=keeper))
     here = setup.here
     if here is not None and here.budget is not None:
         yield from _search_and_time(request, setup, here, here.budget, clock, outcome)
@@ -173,7 +174,9 @@ def _time(
         timed = clock(rows)
         outcome.words = timed.words
         for row, timing in zip(rows, timed.timings, strict=True):
-            tried.append((row, _candidate(setup, row, timing, timing.high <= limit_ms)))
+            candidate = _candidate(setup, row, timing, timing.high <= limit_ms)
+            outcome.timed[candidate.arch_id] = timing
+            tried.append((row, candidate))
         if len(tried) >= enough and any(candidate.accepted for _, candidate in tried):
             break
     _take(outcome, sorted(tried, key=lambda pair: not pair[1].accepted))  # stable: the best accepted one first

@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ofasearch.errors import MismatchError
 from ofasearch.jobs.measuring import NET_RULE, Lab, LatencyProgress, Steps
 from ofasearch.latency.memory import Measured, network_name
 from ofasearch.space.core import Bounds, Codes, Space, Values
 
 DIRECT_RULE = replace(NET_RULE, min_bursts=8, max_bursts=20, max_seconds=4.0)  # many networks; the winner is measured longer
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCost:
+    """Milliseconds of networks (n, g) -> (n,) as a former search timed them, by `network_name`; nothing is timed.
+
+    `whole` says that every network of the space was.
+    """
+
+    space: Space
+    ms: Mapping[str, float]
+    whole: bool
+
+    def __call__(self, codes: Codes) -> Values:
+        """Medians (n,) of canonical codes (n, g). Raises MismatchError for a network that was not timed."""
+        names = [network_name(self.space.blueprint(row)) for row in codes]
+        for name, row in zip(names, codes, strict=True):
+            if name not in self.ms:
+                raise MismatchError(f"every network that is compared must have been timed in the run, but {self.space.arch(row)} was not")
+        return np.array([self.ms[name] for name in names], dtype=float)
+
+    def bounds(self) -> Bounds:
+        """The fastest and the slowest network that the former search knew beforehand."""
+        codes = self.space.enumerate() if self.whole else np.stack([self.space.smallest(), self.space.largest()])
+        ms = self(codes)
+        low, high = (int(ms.argmin()), int(ms.argmax())) if self.whole else (0, 1)
+        return Bounds(float(ms[low]), codes[low], float(ms[high]), codes[high])
 
 
 @dataclass(slots=True)

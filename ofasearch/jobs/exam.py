@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,11 @@ def exam_of(supernet: zoo.TrainedSupernet | None, space: Space, data: DataSet | 
     trained = supernet.weights.space.with_resolutions(space.resolutions)
     subject = Subject(supernet.name, supernet.weights, trained, data)
     return Exam(space=space, subject=subject, images=len(data["validation"]))
+
+
+def recorded_exam(space: Space, scores: Mapping[str, float] | None) -> Exam | None:
+    """The exam that a former search held; None where it could hold none."""
+    return Exam(space=space, known=dict(scores)) if scores is not None else None
 
 
 def limited(data: DataSet, images: int | None, calibration_images: int | None) -> DataSet:

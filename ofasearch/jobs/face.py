@@ -56,6 +56,7 @@ def find(
     top_k: int = 5,
     out: str | Path | None = None,
     no_bn: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Search the best subnet within the budgets, check it, export it; the fields of `ofasearch find --json`.
 
@@ -88,8 +89,17 @@ def find(
         top_k=top_k,
         out=Path(out) if out is not None else None,
         no_bn=no_bn,
+        resume=resume,
     )
     return last(find_events(request), FindResult).record
+
+
+def replay(run: str | Path) -> dict[str, Any]:
+    """Repeat a search from its folder without measuring; the fields of `ofasearch replay --json`."""
+    from ofasearch.jobs.replay import ReplayResult
+    from ofasearch.jobs.replay import replay as replay_events
+
+    return last(replay_events(Path(run)), ReplayResult).record
 
 
 def train_supernet(
@@ -155,4 +165,4 @@ def diff(
     return last(diff_events(DiffRequest(a=a, b=b, pricing=pricing)), DiffResult).record
 
 
-__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "train_supernet"]
+__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "replay", "train_supernet"]

@@ -28,12 +28,15 @@ from ofasearch.jobs.deliver import (
     write_configs,
 )
 from ofasearch.jobs.exam import limited
+from ofasearch.jobs.inputs import inputs_of
 from ofasearch.jobs.measuring import LatencyProgress
+from ofasearch.jobs.search_folder import RUN, SearchFolder
+from ofasearch.jobs.search_record import found_of, record_of
 from ofasearch.jobs.searching import FindProgress, FindRequest
 from ofasearch.jobs.setup import Setup, prepare
 from ofasearch.latency.machine import fingerprint, load_warning
 from ofasearch.latency.stopwatch import timing_json
-from ofasearch.records import append_line, provenance, write_atomic, write_json
+from ofasearch.records import append_line, check_writable, provenance, write_atomic, write_json
 from ofasearch.space.core import Codes
 
 FALL = 0.1  # of top-1 between what the search went by and the test split, beyond which something is wrong
@@ -56,6 +59,8 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     Raises the errors of `prepare`; InfeasibleError also when no candidate keeps the latency budget once it is measured;
     VerificationError when the exported file does not compute what the network does.
     """
+    if request.out is not None:
+        check_writable(request.out / RUN)  # said now, not after long work
     data = limited(load_data(request.data), request.images, request.calibration_images) if request.data is not None else None
     for fetched in zoo.fetch_supernet(request.question.supernet):
         yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
@@ -69,17 +74,23 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
             setup = event
     assert setup is not None  # prepare ends with it or raises
     _check_data(setup, data)
-    outcome = yield from choose(request, setup, clock_of(request.question, setup.space))
-    yield from _deliver(request, setup, outcome, data)
+    path = request.out or Path("runs") / f"find-{setup.space.name}"
+    folder = SearchFolder(path, record_of(request, inputs_of(request.question, setup)), request.resume)
+    folder.open()
+    outcome = yield from choose(request, setup, clock_of(request.question, setup.space), folder)
+    result = yield from _deliver(request, setup, outcome, data, path)
+    folder.finish(setup, found_of(setup, outcome))
+    yield result
 
 
-def _deliver(request: FindRequest, setup: Setup, outcome: Outcome, data: DataSet | None) -> Iterator[FindProgress | FindResult]:
+def _deliver(
+    request: FindRequest, setup: Setup, outcome: Outcome, data: DataSet | None, folder: Path
+) -> Generator[FindProgress, None, FindResult]:
     """Everything that is written of the winner."""
     codes, winner = outcome.codes[0], outcome.candidates[0]
     record = answer_record(request, setup, outcome)
     yield FindProgress(phase="exporting", done=0, total=1)
     notes = [*setup.notes, *outcome.words, *(setup.exam.words if setup.exam else []), *_outside_notes(setup, codes, winner)]
-    folder = request.out or Path("runs") / f"find-{setup.space.name}"
     subnet, why_not = _subnet(request, setup, codes, data)
     if why_not:
         notes.append(why_not)
@@ -96,7 +107,7 @@ def _deliver(request: FindRequest, setup: Setup, outcome: Outcome, data: DataSet
     record["notes"] = notes
     write_json(folder / "result.json", record)
     append_line(folder / "log.jsonl", provenance(event="find", question=asdict(request.question), seed=request.seed, result=record))
-    yield FindResult(
+    return FindResult(
         arch_id=winner.arch_id, record=record, candidates=tuple(outcome.candidates), notes=tuple(notes), folder=folder.absolute()
     )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from ofasearch.jobs.setup import Question, Setup
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
 from ofasearch.search.nearest import contradiction
 from ofasearch.search.problem import Generation, Problem
+from ofasearch.search.state import State
 
 KEPT = 20  # best networks of a search, at least
 POPULATION, GENERATIONS = 100, 500  # of networks that are judged by arithmetic
 EVALUATED_POPULATION, EVALUATED_GENERATIONS = 20, 10  # of networks that are evaluated for real, which takes seconds each
+COUNT_LIMIT, TOP_LIMIT = 1_000_000, 10_000  # what a machine's memory and somebody's patience hold
 TELL_SECONDS = 0.1
 
 
@@ -37,10 +40,14 @@ class FindRequest:
     top_k: int = 5
     out: Path | None = None
     no_bn: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.top_k < 1 or self.seed < 0:
-            raise UsageError(f"--top-k must be at least 1 and --seed at least 0, but got {self.top_k} and {self.seed}")
+        if not 1 <= self.top_k <= TOP_LIMIT or self.seed < 0:
+            raise UsageError(f"--top-k must be 1..{TOP_LIMIT} and --seed at least 0, but got {self.top_k} and {self.seed}")
+        for name, value in (("population", self.population), ("generations", self.generations)):
+            if value is not None and value > COUNT_LIMIT:
+                raise UsageError(f"--{name} must be at most {COUNT_LIMIT:,}, but got {value:,}")
         if self.data is None and (self.images is not None or self.calibration_images is not None):
             raise UsageError("--images and --calibration-images say how many images of --data are used; add --data")
         _ = self.config  # refuses numbers that no search can have
@@ -69,10 +76,22 @@ class FindProgress:
     eta_seconds: float | None = None
 
 
+class Keeper(Protocol):
+    """Keeps how far a search came, so that it can go on after a kill; searches of one run are numbered from 0."""
+
+    def load(self, number: int) -> State | None:
+        """Where a search is to go on from; None where it begins."""
+
+    def save(self, number: int, generation: Generation) -> None:
+        """Called after every generation but the last."""
+
+
 @dataclass(slots=True)
 class Tally:
-    """What searching took so far."""
+    """What searching took so far, and who keeps it."""
 
+    keeper: Keeper | None = None
+    searches: int = 0
     evaluations: int = 0
     seconds: float = 0.0  # first random network to last answer, evaluating for real included
     limits_ms: list[float] = field(default_factory=list)  # of this machine's latency, one per search
@@ -86,13 +105,14 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
     started, plan = time.perf_counter(), _Plan(_most_evaluations(request.config, problem))
     while True:
         try:
-            generation = yield from _run(request, setup, problem)
+            generation = yield from _run(request, setup, problem, tally)
             break
         except InfeasibleError as error:
             raise _explained(error, problem) from error
         except UnevaluatedError as wanted:  # searches are deterministic: begun anew, this one comes to the same networks
             assert setup.exam is not None  # who else would ask
             yield from plan.evaluate(setup.exam, wanted)
+    tally.searches += 1
     tally.seconds += time.perf_counter() - started
     tally.evaluations += generation.evaluations
     return generation
@@ -106,14 +126,17 @@ def _explained(error: InfeasibleError, problem: Problem) -> InfeasibleError:
     return contradiction(problem, np.random.default_rng(0))
 
 
-def _run(request: FindRequest, setup: Setup, problem: Problem) -> Generator[FindProgress, None, Generation]:
+def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> Generator[FindProgress, None, Generation]:
     from threadpoolctl import threadpool_limits
 
     started = last = time.perf_counter()
-    total = request.config.generations
+    total, keeper = request.config.generations, tally.keeper
+    start = keeper.load(tally.searches) if keeper is not None else None
     with threadpool_limits(1):  # threads fight over matrices this small
         generation: Generation | None = None
-        for generation in _generations(request, problem):
+        for generation in _generations(request, problem, start):
+            if keeper is not None and generation.capture is not None and generation.number < total:
+                keeper.save(tally.searches, generation)
             now = time.perf_counter()
             if now - last > TELL_SECONDS:
                 last = now
@@ -124,9 +147,9 @@ def _run(request: FindRequest, setup: Setup, problem: Problem) -> Generator[Find
     return generation
 
 
-def _generations(request: FindRequest, problem: Problem) -> Iterator[Generation]:
+def _generations(request: FindRequest, problem: Problem, start: State | None) -> Iterator[Generation]:
     config, rng = request.config, np.random.default_rng(request.seed)
-    return enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng)
+    return enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
 
 
 def _is_exact(request: FindRequest, problem: Problem) -> bool:

@@ -12,8 +12,8 @@ from ofasearch.data import DataSet
 from ofasearch.deploy.runtime import TARGETS, Runtime, get_runtime
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
-from ofasearch.jobs.direct import DirectCost
-from ofasearch.jobs.exam import Exam, exam_of
+from ofasearch.jobs.direct import DirectCost, RecordedCost
+from ofasearch.jobs.exam import Exam, exam_of, recorded_exam
 from ofasearch.jobs.latency import build_table, reference_of
 from ofasearch.jobs.measuring import Lab, LatencyProgress
 from ofasearch.jobs.objectives import Grounds, Judge, judge_of
@@ -80,6 +80,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a former search measured on this machine: with it, a search is prepared and repeated without measuring.
+
+    `latencies_ms` by `network_name` where networks were timed one by one; `scores`, validation top-1 by arch id, where
+    networks could be evaluated.
+    """
+
+    tables: Mapping[str, LatencyTable]  # by target
+    latencies_ms: Mapping[str, float] | None = None
+    scores: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A target made ready: what tells the milliseconds of networks there, and how many they may take."""
 
@@ -143,13 +156,15 @@ def show_bytes(value: float) -> str:
     return f"{value / 1e6:.4g} MB" if value >= 1e4 else f"{value:g} B"
 
 
-def prepare(question: Question, data: DataSet | None = None) -> Iterator[LatencyProgress | Setup]:
+def prepare(question: Question, data: DataSet | None = None, recorded: Recorded | None = None) -> Iterator[LatencyProgress | Setup]:
     """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
 
-    With labelled `data` the networks of a supernet can be evaluated for real.
+    With labelled `data` the networks of a supernet can be evaluated for real; what is `recorded` takes the place of all measuring.
     Raises UsageError, NotFoundError, MismatchError, FormatError, InfeasibleError.
     """
-    _check(question)
+    check_question(question)
+    if question.here is not None and recorded is None:
+        local_runtime(question)  # refuses what does not go together before anything is loaded
     supernet = _supernet(question)
     space = _space(question, supernet)
     predictor = zoo.get_predictor(question.predictor) if question.predictor is not None else None
@@ -164,9 +179,9 @@ def prepare(question: Question, data: DataSet | None = None) -> Iterator[Latency
     space = _common_resolutions(space, question, predictor, tables)
     if members is not None:
         members = members.narrowed(space)
-    exam = exam_of(supernet, space, data)
+    exam = exam_of(supernet, space, data) if recorded is None else recorded_exam(space, recorded.scores)
     judge = judge_of(question.objective, Grounds(space=space, predictor=predictor, members=members, exam=exam))
-    devices = yield from _devices(question, space, tables)
+    devices = yield from _devices(question, space, tables, recorded)
     problem = Problem(space, (judge.objective,), (*_latency_budgets(devices), *_other_budgets(question.budgets, space)))
     notes = [note for device in devices for note in table_notes(device.table)]
     for budget, bounds in problem.preflight():
@@ -195,14 +210,16 @@ def _tables(question: Question, space: Space) -> dict[str, LatencyTable]:
     }
 
 
-def _devices(question: Question, space: Space, tables: Mapping[str, LatencyTable]) -> Generator[LatencyProgress, None, tuple[Device, ...]]:
+def _devices(
+    question: Question, space: Space, tables: Mapping[str, LatencyTable], recorded: Recorded | None
+) -> Generator[LatencyProgress, None, tuple[Device, ...]]:
     """All targets priced. This machine comes last, because what is impossible elsewhere need not be measured here."""
     names = [tables[d.target].name if d.target in tables else d.target for d in question.devices]
     found: dict[str, Device] = {}
     for asked, name in sorted(zip(question.devices, names, strict=True), key=lambda pair: pair[0].target in TARGETS):
         if asked.target in TARGETS:
             Problem(space, (), (*_latency_budgets(found.values()), *_other_budgets(question.budgets, space))).preflight()
-            priced = yield from _priced_here(question, space)
+            priced = recorded_price(asked.target, space, recorded) if recorded else (yield from _priced_here(question, space))
         else:
             priced = tables[asked.target]
         table = priced if isinstance(priced, LatencyTable) else None
@@ -231,6 +248,15 @@ def _priced_here(question: Question, space: Space) -> Generator[LatencyProgress,
     return table
 
 
+def recorded_price(target: str, space: Space, recorded: Recorded) -> LatencyTable | RecordedCost:
+    """What told the latencies of this machine in a former search. Raises MismatchError where that is not recorded."""
+    if recorded.latencies_ms is not None:
+        return RecordedCost(space, recorded.latencies_ms, whole=space.size * len(space.resolutions) <= MEMBERS_LIMIT)
+    if target not in recorded.tables:
+        raise MismatchError(f"the latency table of {target} must lie in the run's folder, but is missing")
+    return recorded.tables[target]
+
+
 def table_notes(table: LatencyTable | None) -> list[str]:
     """What the user should know of the latencies the search goes by."""
     notes = []
@@ -257,7 +283,8 @@ def _no_objective(space: Space, question: Question) -> NotFoundError:
     return NotFoundError(f"a search of {space.name} needs an accuracy predictor, but none was given; pass --predictor, or {way}")
 
 
-def _check(question: Question) -> None:
+def check_question(question: Question) -> None:
+    """Raise UsageError for a question that no search could answer, before anything is loaded."""
     b, devices = question.budgets, question.devices
     limits = (*(device.latency_ms for device in question.also), b.latency_ms, b.macs, b.params, b.memory_bytes)
     if all(limit is None for limit in limits):
@@ -274,8 +301,6 @@ def _check(question: Question) -> None:
         raise UsageError("--measure direct times networks on this machine: it needs --target cpu or cuda, and a --latency to keep")
     if question.target is None and (question.runtime, question.precision) != ("ort", "fp32"):
         raise UsageError("--runtime and --precision are those of a device: add --target cpu or cuda, or leave them out")
-    if question.here is not None:
-        local_runtime(question)  # refuses what does not go together before anything is loaded
     check_run(batch=question.batch, threads=question.threads)
 
 

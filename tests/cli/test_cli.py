@@ -79,7 +79,10 @@ def answers(capsys):
         (3, "find --flops 1M", "MACs budget must be at least 4.155 M"),
         (3, "find --target rtx2080 --latency 1us", "latency budget must be at least 2."),
         (3, "find --flops 5M --params 1k", "parameter budget must be at least"),
+        (3, "find --target rtx2080 --latency 20ms --target v100 --latency 1us", "v100 latency budget must be at least"),
         (1, "find --target nowhere --latency 20ms", "target must be cpu, one of"),
+        (1, "find --target rtx2080 --latency 20ms --target nowhere --latency 20ms", "target must be cpu, one of"),
+        (1, "replay nowhere", "nowhere must be the folder of a search, but holds no run.json"),
         (2, "latency build --space compofa-mbv3-cifar --threads -1 -o t.csv", "--threads 1..1024, but got 1 and -1"),
         (2, "find --target cpu --latency 1ms --batch 1000000", "--batch must be 1..4096"),
         (1, "find --space nowhere --flops 3M", "space must be one of ofa-mbv3-w1.0"),
@@ -98,6 +101,22 @@ def answers(capsys):
         (1, "supernet evaluate nowhere --data digits", "supernet must be one of"),
         (2, "find", "at least one budget must be given"),
         (2, "find --latency 20ms", "a latency budget needs a device"),
+        (2, "find --target cpu --latency 1ms --latency 2ms", "one --latency for each --target, in the same order, but got 2 and 1"),
+        (2, "find --target rtx2080 --target v100 --latency 1ms", "one --latency for each --target, in the same order, but got 1 and 2"),
+        (2, "find --target rtx2080 --target v100 --flops 8M", "one --latency for each --target, in the same order, but got 0 and 2"),
+        (2, "find --target v100 --latency 1ms --target v100 --latency 2ms", "each target must be given once, but v100 is given 2 times"),
+        (2, "find --target cpu --latency 1ms --target cuda --latency 2ms", "one target at most can be this machine"),
+        (2, "find --target v100 --latency 20ms --target rtx2080 --latency nanms", "latency must be a positive number"),
+        (2, "find --flops 8M --objective measured", "--objective measured evaluates networks: it needs --data with labels"),
+        (2, "find --flops 8M --objective lcb", "--objective lcb needs a predictor that carries error bars"),
+        (2, "find --flops 8M --objective best", "'best' is not one of"),
+        (2, "find --flops 8M --images 100", "say how many images of --data are used; add --data"),
+        (2, "find --flops 8M --data digits --images 0", "--images must be at least 1, but got 0"),
+        (2, "find --flops 8M --data digits --calibration-images 1", "--calibration-images must be at least 8, but got 1"),
+        (2, "find --flops 8M --population 1000000000000", "--population must be at most 1,000,000"),
+        (2, "find --flops 8M --population 3", "a population of at least 4"),
+        (2, "find --flops 8M --top-k 1000000000000", "--top-k must be 1..10000"),
+        (2, "replay", "Missing argument 'RUN'"),
         (2, "find --target cpu --latency 20", "the unit of latency must be one of us, µs, ms, s (such as 20ms), but got '20'"),
         (2, "find --target cpu --latency 20parsec", "the unit of latency must be one of"),
         (2, "find --target cpu --latency -3ms", "latency must be a positive number with a unit, such as 20ms, but got '-3ms'"),
@@ -167,6 +186,19 @@ def test_code_in_a_predictor_is_not_run(fails, tmp_path, archive):
 def test_infinite_numbers_in_json_are_refused(fails, tmp_path):
     (tmp_path / "x.json").write_text('{"ks": [1e999]}')
     assert "1e999 is no finite number" in fails(1, "inspect", tmp_path / "x.json")
+
+
+def test_a_lower_bound_of_a_predictor_without_error_bars_is_refused(fails, shared_data):
+    predictor = shared_data / "ofa" / "acc_predictor.pth"
+    question = ("find", "--space", "ofa-mbv3-w1.2", "--flops", "300M", "--predictor", predictor, "--objective", "lcb")
+    assert "the predictor must carry error bars for that, but has none (foreign files do not)" in fails(1, *question)
+
+
+def test_a_damaged_run_is_not_repeated(fails, tmp_path):
+    (tmp_path / "run.json").write_text('{"format": "ofasearch-find-1", "asked": NaN}')
+    assert "must be JSON, but it cannot be read: NaN is no finite number" in fails(1, "replay", tmp_path)
+    (tmp_path / "run.json").write_text('{"space": "ofa-mbv3-cifar", "strategy": "deps"}')
+    assert "must be the run.json of `ofasearch find`, but it is not" in fails(1, "replay", tmp_path)
 
 
 def test_a_predictor_of_another_space_is_refused(fails, shared_data):
@@ -258,6 +290,27 @@ def test_people_get_the_same_answer_in_words(capsys, tmp_path):
     assert "exporting ..." in err
     assert run(["find", "--flops", "8M", "--quiet", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_search_is_repeated_from_its_folder(answers, capsys, tmp_path):
+    found = answers("find", "--flops", "8M", "--out", tmp_path / "run")
+    record = answers("replay", tmp_path / "run")
+    assert (record["same"], record["differences"], record["arch_id"]) == (True, [], found["arch_id"])
+    assert run(["replay", str(tmp_path / "run"), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"same answer  {found['arch_id']}")
+    assert err == ""
+    file = tmp_path / "run" / "run.json"
+    changed = json.loads(file.read_text())
+    changed["inputs"]["supernet"] = "0" * 64
+    file.write_text(json.dumps(changed))
+    assert run(["replay", str(tmp_path / "run"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    first, *_ = json.loads(out)["differences"]
+    assert first == "the supernet has another digest than in the run"
+    assert err.startswith(f"ofasearch: a replay must give the answer of its run, but {first}")
+    assert run(["replay", str(tmp_path / "run")]) == 1
+    assert f"differs  {first}" in capsys.readouterr().out
 
 
 def test_a_published_predictor_predicts(answers, shared_data):

@@ -90,7 +90,7 @@ def test_the_folder_holds_what_the_answer_names(answer):
     record, folder = answer
     expected = {"onnx": "subnet.onnx", "subnet": "subnet.pt", "net_config": "net.config"}
     assert record["files"] == {key: str(folder.absolute() / name) for key, name in expected.items()}
-    names = {"result.json", "subnet.pt", "subnet.onnx", "net.config", "run.config", "log.jsonl"}
+    names = {"run.json", "result.json", "subnet.pt", "subnet.onnx", "net.config", "run.config", "log.jsonl"}
     assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "result.json").read_text()) == record
     line = json.loads((folder / "log.jsonl").read_text())
@@ -240,7 +240,7 @@ def test_a_published_table_gives_an_architecture_and_says_why_no_more(shared_dat
     assert 0.73 < record["predicted_top1"] < 0.82
     assert record["arch"]["r"] in (160, 176, 192, 208, 224)
     assert set(record["files"]) == {"net_config"}
-    assert {path.name for path in tmp_path.iterdir()} == {"net.config", "run.config", "result.json", "log.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "net.config", "run.config", "result.json", "log.jsonl"}
     assert any("no weights were given (--space ofa-mbv3-w1.2 alone)" in note for note in record["notes"])
     assert "supernet" not in record
 
