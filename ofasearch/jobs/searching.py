@@ -11,12 +11,13 @@ from typing import Protocol
 import numpy as np
 
 from ofasearch.errors import InfeasibleError, UsageError
-from ofasearch.jobs.direct import DirectCost
+from ofasearch.jobs.direct import DirectCost, RecordedCost
 from ofasearch.jobs.exam import Exam, UnevaluatedError
 from ofasearch.jobs.setup import Question, Setup
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
-from ofasearch.search.nearest import contradiction
+from ofasearch.search.nearest import contradiction, nearest
 from ofasearch.search.problem import Generation, Problem
+from ofasearch.search.refine import refine
 from ofasearch.search.state import State
 
 KEPT = 20  # best networks of a search, at least
@@ -107,8 +108,6 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
         try:
             generation = yield from _run(request, setup, problem, tally)
             break
-        except InfeasibleError as error:
-            raise _explained(error, problem) from error
         except UnevaluatedError as wanted:  # searches are deterministic: begun anew, this one comes to the same networks
             assert setup.exam is not None  # who else would ask
             yield from plan.evaluate(setup.exam, wanted)
@@ -116,14 +115,6 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
     tally.seconds += time.perf_counter() - started
     tally.evaluations += generation.evaluations
     return generation
-
-
-def _explained(error: InfeasibleError, problem: Problem) -> InfeasibleError:
-    """The error that names the nearest possible budgets; one budget alone names its own, and what is timed is not searched for that."""
-    together = len(problem.budgets) > 1 and all(b.cost.bounds().lowest <= b.limit for b in problem.budgets)
-    if not together or any(isinstance(b.cost, DirectCost) for b in problem.budgets):
-        return error
-    return contradiction(problem, np.random.default_rng(0))
 
 
 def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> Generator[FindProgress, None, Generation]:
@@ -149,7 +140,29 @@ def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> 
 
 def _generations(request: FindRequest, problem: Problem, start: State | None) -> Iterator[Generation]:
     config, rng = request.config, np.random.default_rng(request.seed)
-    return enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
+    try:
+        yield from enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
+    except InfeasibleError as error:
+        yield _rescued(error, problem, config)
+
+
+def _rescued(error: InfeasibleError, problem: Problem, config: EvolutionConfig) -> Generation:
+    """The network nearest to all budgets, refined, where it keeps them although no search came upon it.
+
+    Raises `error` where one budget alone is impossible (it names the nearest possible one) or networks are timed one by
+    one, else the error that names what the nearest network takes.
+    """
+    together = len(problem.budgets) > 1 and all(b.cost.bounds().lowest <= b.limit for b in problem.budgets)
+    if not together or any(isinstance(b.cost, DirectCost | RecordedCost) for b in problem.budgets):
+        raise error
+    codes = nearest(problem, np.random.default_rng(0))
+    if not problem.feasible(codes[None])[0]:
+        raise contradiction(problem, codes) from error
+    value, evaluations = float(problem.objective(codes[None])[0]), 1
+    if config.refine:
+        codes, value, more = refine(problem, codes, value)
+        evaluations += more
+    return Generation(0, codes[None], np.array([[value]]), evaluations)
 
 
 def _is_exact(request: FindRequest, problem: Problem) -> bool:

@@ -35,9 +35,8 @@ def nearest(problem: Problem, rng: np.random.Generator) -> Codes:
     return np.asarray(codes[int(excess(problem, codes).argmin())])
 
 
-def contradiction(problem: Problem, rng: np.random.Generator) -> InfeasibleError:
-    """The error for budgets that are possible one by one and not together; it names what the nearest network takes."""
-    codes = nearest(problem, rng)
+def contradiction(problem: Problem, codes: Codes) -> InfeasibleError:
+    """The error for budgets that are possible one by one and not together; it names what the nearest network (g,) takes."""
     asked = ", ".join(f"{b.name} {b.show(b.limit)}" for b in problem.budgets)
     takes = ", ".join(f"{b.name} {b.show(float(b.cost(codes[None])[0]))}" for b in problem.budgets)
     return InfeasibleError(

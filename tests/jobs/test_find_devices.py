@@ -120,6 +120,19 @@ def test_limits_that_contradict_each_other_name_the_nearest_network(shipped, tmp
         ofasearch.find(target=wide, latency_ms=limits[wide], also={narrow: limits[narrow]}, out=tmp_path / "run")
 
 
+def test_a_network_that_keeps_all_limits_is_found_though_no_search_meets_it(shared_data, monkeypatch, tmp_path):
+    def unlucky(*_):
+        raise InfeasibleError("no network was met")
+        yield
+
+    monkeypatch.setattr("ofasearch.jobs.searching.evolve", unlucky)
+    record = ofasearch.find(**published(shared_data), latency_ms=20, also={"rtx2080": 3.0}, out=tmp_path / "run")
+    assert all(d["latency_ms"] <= d["limit_ms"] for d in record["devices"])
+    assert record["predicted_top1"] > 0.79  # refined: the nearest network itself is the smallest
+    with pytest.raises(InfeasibleError, match="no network was met"):
+        ofasearch.find(**published(shared_data), latency_ms=20, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("question", "text"),
     [

@@ -35,7 +35,8 @@ def test_a_large_space_is_searched_for_something_nearer_than_its_ends():
 
 def test_the_error_says_what_was_asked_and_what_is_possible():
     space = get_space("compofa-mbv3-cifar")
-    text = str(contradiction(opposed(space, 5e6, 40.0), np.random.default_rng(0)))
+    problem = opposed(space, 5e6, 40.0)
+    text = str(contradiction(problem, nearest(problem, np.random.default_rng(0))))
     assert "none was found for MACs 5000000.0, narrowness 40.0; the nearest takes MACs " in text
     assert "compofa-mbv3-cifar@r32-" in text
 
