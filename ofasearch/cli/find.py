@@ -178,6 +178,8 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append(("table", f"{name}checked on {v['n']} whole networks: {show.agreement(v)}"))
     cost = f"{record['macs'] / 1e6:.2f} M MACs, {record['params'] / 1e6:.3f} M parameters"
     facts.append(("cost", f"{cost}, {record['activation_bytes'] / 1e6:.3f} MB activations"))
+    if record["objective"] == "lcb":
+        facts.append(("objective", "the lower end of the predictor's 80 % interval"))
     facts.append(("search", f"{record['evaluations']:,} networks in {record['search_seconds']:.2f} s"))
     if record.get("measure") == "direct":
         facts.append(("measuring", f"{record['networks_measured']:,} networks timed in {record['measuring_seconds']:.0f} s, each once"))

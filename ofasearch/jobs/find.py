@@ -94,7 +94,7 @@ def _deliver(
     subnet, why_not = _subnet(request, setup, codes, data)
     if why_not:
         notes.append(why_not)
-    record["measured"] = _measured(setup, winner)
+    record["measured"] = _measured(request, setup, winner)
     files = (("onnx", "subnet.onnx"), ("subnet", "subnet.pt")) if subnet is not None else ()
     if subnet is not None:  # first, because it proves the network before anything is written
         record["measured"] |= yield from _export(folder, subnet, setup, codes, data, record)
@@ -171,11 +171,12 @@ def _subnet(request: FindRequest, setup: Setup, codes: Codes, data: DataSet | No
     return None, "weights and ONNX were not written, because the subnet's batch norm must be recalibrated: add --data (or --no-bn)"
 
 
-def _measured(setup: Setup, winner: Candidate) -> dict[str, Any]:
+def _measured(request: FindRequest, setup: Setup, winner: Candidate) -> dict[str, Any]:
     """What was measured of the winner before it is exported."""
     found: dict[str, Any] = {}
-    if winner.validation_top1 is not None and setup.exam is not None:
-        found |= {"validation_top1": winner.validation_top1, "validation_n": setup.exam.images}
+    top1 = winner.predicted_top1 if request.question.objective == "measured" else winner.validation_top1
+    if top1 is not None and setup.exam is not None:
+        found |= {"validation_top1": top1, "validation_n": setup.exam.images}
     if winner.measured is not None:
         warning = load_warning()
         found |= timing_json(winner.measured) | ({"warning": warning} if warning else {})

@@ -119,8 +119,11 @@ def test_a_lower_bound_needs_error_bars(shared_data, tmp_path):
 
 
 def test_people_see_the_error_bar_beside_the_prediction(predictor, capsys, tmp_path):
-    assert run(["find", "--flops", "8M", "--predictor", predictor, "--quiet", "--out", str(tmp_path / "run")]) == 0
-    winner = capsys.readouterr().out.splitlines()[2]
+    argv = ["find", "--flops", "8M", "--predictor", predictor, "--objective", "lcb", "--quiet", "--out", str(tmp_path / "run")]
+    assert run(argv) == 0
+    out = capsys.readouterr().out
+    assert "objective     the lower end of the predictor's 80 % interval" in out
+    winner = out.splitlines()[2]
     assert " ± " in winner
     assert winner.rstrip().endswith("%")
 
@@ -235,7 +238,8 @@ def test_measuring_evaluates_all_networks_of_a_budget_that_few_keep(shipped, mon
     record = ofasearch.find(**measured_question(), out=tmp_path / "run")
     assert counted.count == len(codes) == record["evaluations"]
     real = [really(shipped, space.arch(row).id, images=60) for row in codes]
-    assert record["predicted_top1"] == max(real)
+    assert record["predicted_top1"] == record["measured"]["validation_top1"] == max(real)
+    assert record["measured"]["validation_n"] == 60
     assert (record["predicted_top1_source"], record["objective"]) == ("measured on the validation split", "measured")
     assert [c["predicted_top1"] for c in record["candidates"]] == sorted(real, reverse=True)[:5]
 
