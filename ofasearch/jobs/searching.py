@@ -10,14 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ofasearch.errors import InfeasibleError, UsageError
-from ofasearch.jobs.direct import DirectCost, RecordedCost
+from ofasearch.errors import UsageError
 from ofasearch.jobs.exam import Exam, UnevaluatedError
 from ofasearch.jobs.setup import Question, Setup
 from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
-from ofasearch.search.nearest import contradiction, nearest
 from ofasearch.search.problem import Generation, Problem
-from ofasearch.search.refine import refine
 from ofasearch.search.state import State
 
 KEPT = 20  # best networks of a search, at least
@@ -140,29 +137,7 @@ def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> 
 
 def _generations(request: FindRequest, problem: Problem, start: State | None) -> Iterator[Generation]:
     config, rng = request.config, np.random.default_rng(request.seed)
-    try:
-        yield from enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
-    except InfeasibleError as error:
-        yield _rescued(error, problem, config)
-
-
-def _rescued(error: InfeasibleError, problem: Problem, config: EvolutionConfig) -> Generation:
-    """The network nearest to all budgets, refined, where it keeps them although no search came upon it.
-
-    Raises `error` where one budget alone is impossible (it names the nearest possible one) or networks are timed one by
-    one, else the error that names what the nearest network takes.
-    """
-    together = len(problem.budgets) > 1 and all(b.cost.bounds().lowest <= b.limit for b in problem.budgets)
-    if not together or any(isinstance(b.cost, DirectCost | RecordedCost) for b in problem.budgets):
-        raise error
-    codes = nearest(problem, np.random.default_rng(0))
-    if not problem.feasible(codes[None])[0]:
-        raise contradiction(problem, codes) from error
-    value, evaluations = float(problem.objective(codes[None])[0]), 1
-    if config.refine:
-        codes, value, more = refine(problem, codes, value)
-        evaluations += more
-    return Generation(0, codes[None], np.array([[value]]), evaluations)
+    return enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
 
 
 def _is_exact(request: FindRequest, problem: Problem) -> bool:
