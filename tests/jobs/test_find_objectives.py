@@ -16,12 +16,14 @@ from ofasearch.evaluate.subject import Subject
 from ofasearch.jobs import find as job
 from ofasearch.jobs.choose import Timed
 from ofasearch.jobs.deliver import calibrated_subnet, to_network
+from ofasearch.jobs.exam import limited
 from ofasearch.jobs.face import last
 from ofasearch.jobs.setup import Budgets, Question
 from ofasearch.latency.stopwatch import Timing
 from ofasearch.predictor import Predictor, encoder_of, save_predictor
 from ofasearch.predictor.model import Certainty, Cloud
 from ofasearch.space.costs import macs_of
+from ofasearch.space.families import get_space
 
 BUDGET = 8e6  # MACs
 BAR = 1.5  # half-widths of the 80 % interval, in standard deviations
@@ -287,3 +289,15 @@ def test_measuring_needs_labels(monkeypatch, tmp_path):
     monkeypatch.setattr(job, "load_data", lambda _: bare)
     with pytest.raises(UsageError, match="--data with labels"):
         ofasearch.find(**measured_question(), out=tmp_path / "run")
+
+
+def test_networks_of_a_smaller_space_are_evaluated_with_the_weights_of_the_larger(tmp_path, own_scores):
+    question = measured_question(supernet="cifar10-ofa", space="compofa-mbv3-cifar", macs=4.2e6, calibration_images=16)
+    record = ofasearch.find(**question, out=tmp_path / "run")
+    assert record["arch_id"].startswith("compofa-mbv3-cifar@")
+    large = zoo.load_supernet("cifar10-ofa").weights
+    small = get_space("compofa-mbv3-cifar")
+    codes = small.lift(np.array(small.parse(record["arch_id"]).codes)[None], large.space)[0]
+    subnet = calibrated_subnet(large, codes, limited(load_data("digits"), 60, 16), "x")
+    images = load_data("digits")["validation"].take(np.arange(60))
+    assert record["predicted_top1"] == top1(predictions(to_network(subnet), images, subnet.preprocessing, resolution=32), images.labels)
