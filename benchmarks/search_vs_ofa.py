@@ -42,8 +42,9 @@ from ofasearch.latency.ofa_yaml import load_ofa_yaml
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor, load_predictor
 from ofasearch.records import file_digest, provenance, write_json
-from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve
+from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.problem import Budget, Problem, Search
+from ofasearch.search.unguided import enumerate_exactly
 from ofasearch.space.core import Codes, Settings, Space
 from ofasearch.space.families import get_space
 

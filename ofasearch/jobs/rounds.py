@@ -18,9 +18,10 @@ from ofasearch.evaluate.populations import LISTED, random_order
 from ofasearch.evaluate.sampling import networks_to_label
 from ofasearch.jobs.setup import show_count
 from ofasearch.predictor.model import OnSpace
-from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
+from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.operators import Unseen
 from ofasearch.search.problem import Budget, Problem
+from ofasearch.search.unguided import enumerate_exactly, is_small
 from ofasearch.space.core import Codes, Space, Values
 from ofasearch.space.costs import macs_of
 

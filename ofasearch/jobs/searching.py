@@ -13,9 +13,10 @@ import numpy as np
 from ofasearch.errors import UsageError
 from ofasearch.jobs.exam import Exam, UnevaluatedError
 from ofasearch.jobs.setup import Question, Setup
-from ofasearch.search.evolution import EvolutionConfig, enumerate_exactly, evolve, is_small
+from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.problem import Generation, Problem
 from ofasearch.search.state import State
+from ofasearch.search.unguided import enumerate_exactly, is_small
 
 KEPT = 20  # best networks of a search, at least
 POPULATION, GENERATIONS = 100, 500  # of networks that are judged by arithmetic

@@ -59,6 +59,10 @@ class Unseen:
         """Take these hashes for handed out."""
         self._known.update(dict.fromkeys(keys.tolist()))
 
+    def new(self, codes: Codes) -> Codes:
+        """The rows of `codes` that were never taken; a network that stands there twice stays twice."""
+        return codes[[key not in self._known for key in (codes @ self._multipliers).tolist()]]
+
     def take(self, codes: Codes, limit: int) -> Codes:
         """The first `limit` rows of `codes` that were never taken before, marked as taken."""
         kept: list[int] = []
@@ -89,16 +93,17 @@ def fill(problem: Problem, n: int, unseen: Unseen, propose: Callable[[int], Code
 def initial(problem: Problem, n: int, unseen: Unseen, rng: np.random.Generator) -> Codes:
     """Up to n distinct feasible networks to start from.
 
-    Uniform ones where the budget leaves enough of them; else the cheapest network under each budget and mutants of
-    it. Raises InfeasibleError when not one is found although each budget is possible alone.
+    Uniform ones where the budget leaves enough of them; else the cheapest network under each budget, or the one that a
+    search for the least excess finds, and mutants of it. Raises InfeasibleError when not one is found although each
+    budget is possible alone.
     """
     space = problem.space
     found = fill(problem, n, unseen, lambda size: space.sample(size, rng))
     if len(found) < n:
-        cheapest = np.stack([space.smallest(), *(b.cost.bounds().lowest_codes for b in problem.budgets)])
+        cheapest = problem.cheapest()
         seeds = np.concatenate([found, unseen.take(cheapest[problem.feasible(cheapest)], n - len(found))])
         if not len(seeds):
-            raise problem.contradiction()
+            seeds = unseen.take(problem.keeping(), n)
         units = unit_index(space)
         near = fill(
             problem, n - len(seeds), unseen, lambda size: mutate(space, units, seeds[rng.integers(len(seeds), size=size)], 0.1, rng)

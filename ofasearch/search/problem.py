@@ -50,9 +50,16 @@ class Problem:
 
     def objective(self, codes: Codes) -> Values:
         """The only objective (n,). Raises UsageError where there are several."""
-        if len(self.objectives) != 1:
-            raise UsageError(f"this search must have one objective, but got {len(self.objectives)}; use one that finds fronts")
+        self.check_objectives(several=False)
         return self.objectives[0](codes)
+
+    def check_objectives(self, *, several: bool) -> None:
+        """Raise UsageError unless there is one objective, or unless there are several."""
+        found = len(self.objectives)
+        if several and found < 2:
+            raise UsageError(f"this search must have several objectives, but got {found}; use one that finds a winner")
+        if not several and found != 1:
+            raise UsageError(f"this search must have one objective, but got {found}; use one that finds fronts")
 
     def values(self, codes: Codes) -> Values:
         """All objectives F (n, m)."""
@@ -99,10 +106,29 @@ class Problem:
             "objectives": len(self.objectives),
         }
 
-    def contradiction(self) -> InfeasibleError:
-        """The error for budgets that are possible one by one, but of which no network was found to keep all."""
-        names = ", ".join(f"{b.name} {b.show(b.limit)}" for b in self.budgets)
-        return InfeasibleError(f"some network must keep all budgets together, but none was found for {names}; relax one of them")
+    def cheapest(self) -> Codes:
+        """The smallest network, and the cheapest under each budget, (1 + budgets, g)."""
+        return np.stack([self.space.smallest(), *(b.cost.bounds().lowest_codes for b in self.budgets)])
+
+    def keeping(self) -> Codes:
+        """A network (1, g) that keeps all budgets, by a search for the one that exceeds them least.
+
+        Raises InfeasibleError when none is found, naming the nearest possible network of a small space, the nearest
+        found of a large one.
+        """
+        from ofasearch.search.nearest import find_nearest  # which searches, and so stands above this
+
+        nearest = find_nearest(self)
+        codes = nearest.codes[None]
+        if self.feasible(codes).all():
+            return codes
+        asked = ", ".join(f"{b.name} {b.show(b.limit)}" for b in self.budgets)
+        takes = ", ".join(f"{b.name} {b.show(float(b.cost(codes)[0]))}" for b in self.budgets)
+        which = "possible network" if nearest.exact else "network found"
+        raise InfeasibleError(
+            f"some network must keep all budgets together, but none was found for {asked}; "
+            f"the nearest {which} takes {takes} ({self.space.arch(nearest.codes)})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +162,20 @@ Search = Iterator[Generation]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """What every searcher understands; each has a config of its own with more."""
+    """What every searcher understands; some have a config of their own with more."""
 
     population: int = 100  # networks evaluated per generation
     generations: int = 500
-    keep: int = 20  # best networks reported per generation, of one objective
+    keep: int = 20  # best networks reported per generation where there is one objective
+    refine: bool = False  # end with a local refinement of the winner, as one more generation
+
+    def __post_init__(self) -> None:
+        if self.population < 4 or self.generations < 0 or self.keep < 1:
+            raise UsageError(
+                "a search needs a population of at least 4, generations of at least 0 and 1 or more to keep, "
+                f"but got {self.population}, {self.generations} and {self.keep}"
+            )
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a search goes on; it may go on for longer."""
+        """What must be the same when a search goes on, as plain JSON; it may go on for longer."""
         return {name: value for name, value in asdict(self).items() if name != "generations"}

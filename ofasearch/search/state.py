@@ -27,6 +27,7 @@ DTYPES: Mapping[str, tuple[int, tuple[str, ...]]] = {  # dimensions and types of
     "values": (2, ("<f8", "<f4")),
     "known": (1, ("<i8",)),
     "share": (1, ("<f8",)),
+    "screen": (1, ("<f8",)),
 }
 GENERATORS = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM}
 
@@ -49,6 +50,7 @@ class State:
     values: Values  # (a, m), its objectives
     known: npt.NDArray[np.int64]  # (h,), hashes of every network handed out, in that order
     share: Values  # (s,), shares of children that kept the budgets
+    screen: Values  # (f,), what was learned to expect of each code
 
     def rng(self) -> np.random.Generator:
         """A generator of its own that draws what the stopped search would have drawn next."""
@@ -171,6 +173,6 @@ def _check_contents(state: State) -> None:
         raise ValueError("its identity and its generator must be objects")
     if len(state.codes) != len(state.F) or len(state.archive) != len(state.values):
         raise ValueError("its networks and objectives differ in number")
-    if not all(np.isfinite(values).all() for values in (state.F, state.values, state.share)):
+    if not all(np.isfinite(values).all() for values in (state.F, state.values, state.share, state.screen)):
         raise ValueError("some of its values are not finite")
     state.rng()

@@ -1,0 +1,186 @@
+"""What all searches that go from generation to generation share: how they begin, report, are stopped, go on and end.
+
+Legend: k = networks of the population, a = of the archive, g = genes, m = objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ofasearch.errors import UsageError
+from ofasearch.search.front import nondominated
+from ofasearch.search.operators import Unseen, initial, unit_index
+from ofasearch.search.problem import Generation, Problem, Search, SearchConfig
+from ofasearch.search.refine import refine
+from ofasearch.search.state import State, generator_record
+from ofasearch.space.core import Codes, Values
+
+FRONT_LIMIT = 2000  # networks of a front that are kept; with two objectives a search of 25,000 finds some hundreds
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Run:
+    """A search under way. Its arrays are replaced, never written to, so that a generation may refer to them."""
+
+    name: str
+    problem: Problem
+    config: SearchConfig
+    rng: np.random.Generator
+    units: Codes
+    unseen: Unseen
+    codes: Codes  # (k, g), the population
+    F: Values  # (k, m)
+    archive: Codes  # (a, g), the best or the front of all that was evaluated
+    values: Values  # (a, m)
+    share: Values  # of the children of the last generation, those that could be used, per way of making them
+    evaluations: int
+    screen: Values  # (f,), what a searcher learned to expect of each code
+    number: int = 0
+
+    def evaluate(self, codes: Codes) -> Values:
+        """Objectives (n, m) of networks that were never evaluated; they count and enter the archive."""
+        F = self.problem.values(codes)
+        self.evaluations += len(codes)
+        self.archive, self.values = best_of(np.concatenate([self.archive, codes]), np.concatenate([self.values, F]), self.config.keep)
+        return F
+
+    def refine(self) -> None:
+        """Refine the winner, which joins population and archive."""
+        winner, value, more = refine(self.problem, self.archive[0], float(self.values[0, 0]))
+        self.evaluations += more
+        if value < self.values[0, 0]:
+            row = np.array([[value]])
+            self.codes, self.F = np.concatenate([winner[None], self.codes]), np.concatenate([row, self.F])
+            archive, values = np.concatenate([winner[None], self.archive]), np.concatenate([row, self.values])
+            self.archive, self.values = archive[: self.config.keep], values[: self.config.keep]
+
+    def report(self) -> Generation:
+        """The generation that ends now."""
+        return Generation(self.number, self.archive.copy(), self.values.copy(), self.evaluations, self._capture())
+
+    def _capture(self) -> Callable[[], State]:
+        """What makes the state of this generation, at any later time."""
+        number, evaluations, share, screen, known = self.number, self.evaluations, self.share, self.screen, len(self.unseen)
+        codes, F, archive, values, generator = self.codes, self.F, self.archive, self.values, generator_record(self.rng)
+        return lambda: State(
+            identity=self.problem.identity(self.name, self.config),
+            number=number,
+            evaluations=evaluations,
+            generator=generator,
+            codes=codes.copy(),
+            F=F.copy(),
+            archive=archive.copy(),
+            values=values.copy(),
+            known=self.unseen.keys(known),
+            share=share.copy(),
+            screen=screen.copy(),
+        )
+
+
+def best_of(codes: Codes, F: Values, keep: int) -> tuple[Codes, Values]:
+    """With one objective the `keep` best, best first; with several the front, by the first objective, at most FRONT_LIMIT.
+
+    Of equal ones the earlier comes first.
+    """
+    if F.shape[1] == 1:
+        order = np.argsort(F[:, 0], kind="stable")[:keep]
+    else:
+        front = np.flatnonzero(nondominated(F))
+        order = front[np.lexsort(F[front].T[::-1])]
+        order = order[_most_isolated(F[order], FRONT_LIMIT)]
+    return codes[order], F[order]
+
+
+def _most_isolated(F: Values, n: int) -> Codes:
+    """Positions, ascending, of the n rows with the widest gaps around them (NSGA-II's crowding distance); the ends stay."""
+    if len(F) <= n:
+        return np.arange(len(F))
+    distance = np.zeros(len(F))
+    for column in F.T:
+        order = np.argsort(column, kind="stable")
+        gap = np.diff(column[order], prepend=-np.inf, append=np.inf)
+        distance[order] += (gap[1:] + gap[:-1]) / max(np.ptp(column), np.finfo(float).tiny)
+    return np.sort(np.argsort(-distance, kind="stable")[:n])
+
+
+# -- from the first generation to the last ---------------------------------------------------------------------
+
+
+def begin(name: str, problem: Problem, config: SearchConfig, rng: np.random.Generator, codes: Codes, unseen: Unseen, shares: int) -> Run:
+    """A run whose first population (k, g) is evaluated."""
+    empty = np.zeros((0, len(problem.objectives)))
+    run = Run(
+        name=name,
+        problem=problem,
+        config=config,
+        rng=rng,
+        units=unit_index(problem.space),
+        unseen=unseen,
+        codes=codes,
+        F=empty,
+        archive=codes[:0],
+        values=empty,
+        share=np.ones(shares),
+        screen=np.zeros(0),
+        evaluations=0,
+    )
+    run.F = run.evaluate(codes)
+    return run
+
+
+def restored(name: str, problem: Problem, config: SearchConfig, start: State, shares: int) -> Run:
+    """The run as it was when `start` was taken. Raises MismatchError, FormatError."""
+    start.check(problem.identity(name, config), problem.space, shares)
+    unseen = Unseen(problem.space)
+    unseen.restore(start.known)
+    return Run(
+        name=name,
+        problem=problem,
+        config=config,
+        rng=start.rng(),
+        units=unit_index(problem.space),
+        unseen=unseen,
+        codes=start.codes,
+        F=start.F,
+        archive=start.archive,
+        values=start.values,
+        share=start.share,
+        screen=start.screen,
+        evaluations=start.evaluations,
+        number=start.number,
+    )
+
+
+def drive(
+    name: str,
+    problem: Problem,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    start: State | None,
+    step: Callable[[Run], None],
+    shares: int = 0,
+) -> Search:
+    """Yield the first population's generation, then one after each `step`, then one with the winner refined where asked.
+
+    With `start`, only what comes after it: bit for bit the generations of the unbroken search; `rng` is left alone.
+    """
+    problem.preflight()
+    if config.refine and len(problem.objectives) > 1:
+        raise UsageError(f"only a winner can be refined, but {len(problem.objectives)} objectives give a front; search without refinement")
+    if start is None:
+        unseen = Unseen(problem.space)
+        run = begin(name, problem, config, rng, initial(problem, config.population, unseen, rng), unseen, shares)
+        yield run.report()
+    else:
+        run = restored(name, problem, config, start, shares)
+    while run.number < config.generations:
+        run.number += 1
+        step(run)
+        yield run.report()
+    if config.refine and run.number == config.generations:
+        run.number += 1
+        run.refine()
+        yield run.report()
