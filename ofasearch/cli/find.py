@@ -47,10 +47,13 @@ from ofasearch.errors import UsageError
 @click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
 @click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
 @click.option("--threads", default=1, show_default=True, help="Threads on the target.")
-@click.option("--population", type=int, help="Networks per generation.  [default: 100; 20 where each is evaluated]")
 @click.option(
-    "--generations", type=int, help="Generations; small spaces are searched exactly instead.  [default: 500; 10 where each is evaluated]"
+    "--algorithm",
+    type=click.Choice(["exact", "random", "evolution", "ga"]),
+    help="How to search.  [default: exact for spaces that are quickly listed, else evolution]",
 )
+@click.option("--population", type=int, help="Networks per generation.  [default: 100; 20 where each is evaluated]")
+@click.option("--generations", type=int, help="Generations; an exact search has none.  [default: 500; 10 where each is evaluated]")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answer.")
 @click.option("--top-k", default=5, show_default=True, help="Candidates to report.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/find-SPACE]")
@@ -84,7 +87,7 @@ def find(**options: Any) -> None:
     budgets = Budgets(latency_ms=latency_ms, macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
     shared = ("space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure", "objective")
     question = Question(budgets=budgets, target=target, also=tuple(also), **{key: options[key] for key in shared})
-    own = ("data", "images", "calibration_images", "population", "generations", "seed", "top_k", "out", "no_bn", "resume")
+    own = ("data", "images", "calibration_images", "algorithm", "population", "generations", "seed", "top_k", "out", "no_bn", "resume")
     request = FindRequest(question=question, **{key: options[key] for key in own})
     reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
     result: FindResult | None = None

@@ -28,6 +28,7 @@ def answer_record(request: FindRequest, setup: Setup, outcome: Outcome) -> dict[
         "predicted_top1_source": setup.judge.source,
         **({"error_bar": winner.error_bar} if winner.error_bar is not None else {}),
         "objective": request.question.objective,
+        "algorithm": request.algorithm,
         "macs": price.macs,
         "params": price.params,
         "activation_bytes": price.activation_bytes,

@@ -74,6 +74,7 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
             setup = event
     assert setup is not None  # prepare ends with it or raises
     _check_data(setup, data)
+    request = request.settled(setup.problem)
     path = request.out or Path("runs") / f"find-{setup.space.name}"
     folder = SearchFolder(path, record_of(request, inputs_of(request.question, setup)), request.resume)
     folder.open()

@@ -50,7 +50,6 @@ class SearchRecord:
     def asked(self) -> dict[str, Any]:
         """What must be the same for the same answer, as plain JSON."""
         asked = asdict(self.request) | {"question": asdict(self.request.question)}
-        asked |= {"population": self.request.config.population, "generations": self.request.config.generations}
         return {key: value for key, value in asked.items() if key not in ("out", "resume")}
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +59,7 @@ class SearchRecord:
 
 
 def record_of(request: FindRequest, inputs: Mapping[str, str], found: Found | None = None) -> SearchRecord:
-    """The record of a run, with the files it names by absolute paths."""
+    """The record of a run that a settled request asks for, with the files it names by absolute paths."""
     fixed = {f.name: getattr(request, f.name) for f in fields(request)} | {"question": pinned(request.question)}
     if request.data is not None and Path(request.data).exists():
         fixed["data"] = str(Path(request.data).absolute())
@@ -108,7 +107,11 @@ def _request(asked: dict[str, Any]) -> FindRequest:
     plain: dict[str, Any] = {name: _optional(asked[name], _whole) for name in ("images", "calibration_images")}
     plain |= {name: _whole(asked[name]) for name in ("population", "generations", "seed", "top_k")}
     return FindRequest(
-        question=_question(_object(asked["question"])), data=_optional(asked["data"], _text), no_bn=_flag(asked["no_bn"]), **plain
+        question=_question(_object(asked["question"])),
+        data=_optional(asked["data"], _text),
+        algorithm=_text(asked["algorithm"]),
+        no_bn=_flag(asked["no_bn"]),
+        **plain,
     )
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ofasearch.errors import UsageError
 from ofasearch.jobs.exam import Exam, UnevaluatedError
 from ofasearch.jobs.setup import Question, Setup
-from ofasearch.search.evolution import EvolutionConfig, evolve
-from ofasearch.search.problem import Generation, Problem
+from ofasearch.search.problem import Generation, Problem, SearchConfig
+from ofasearch.search.searchers import SEARCHERS
 from ofasearch.search.state import State
-from ofasearch.search.unguided import enumerate_exactly, is_small
+from ofasearch.search.unguided import is_small
+from ofasearch.space.core import ENUMERATION_LIMIT
+
+ALGORITHMS = tuple(name for name, searcher in SEARCHERS.items() if searcher.one)  # that find one network
 
 KEPT = 20  # best networks of a search, at least
 POPULATION, GENERATIONS = 100, 500  # of networks that are judged by arithmetic
@@ -33,6 +36,7 @@ class FindRequest:
     data: str | None = None
     images: int | None = None
     calibration_images: int | None = None
+    algorithm: str | None = None  # one of ALGORITHMS
     population: int | None = None
     generations: int | None = None
     seed: int = 0
@@ -47,21 +51,43 @@ class FindRequest:
         for name, value in (("population", self.population), ("generations", self.generations)):
             if value is not None and value > COUNT_LIMIT:
                 raise UsageError(f"--{name} must be at most {COUNT_LIMIT:,}, but got {value:,}")
+        if self.algorithm is not None and self.algorithm not in ALGORITHMS:
+            raise UsageError(f"--algorithm must be one of {', '.join(ALGORITHMS)}, but got '{self.algorithm}'")
         if self.data is None and (self.images is not None or self.calibration_images is not None):
             raise UsageError("--images and --calibration-images say how many images of --data are used; add --data")
         _ = self.config  # refuses numbers that no search can have
 
     @property
-    def config(self) -> EvolutionConfig:
+    def config(self) -> SearchConfig:
         """How to search. Raises UsageError for numbers that no search can have."""
         evaluated, direct = self.question.objective == "measured", self.question.measure == "direct"
         population, generations = (EVALUATED_POPULATION, EVALUATED_GENERATIONS) if evaluated else (POPULATION, GENERATIONS)
-        return EvolutionConfig(
-            population=population if self.population is None else self.population,
-            generations=generations if self.generations is None else self.generations,
-            keep=max(KEPT, self.top_k),
-            refine=not (evaluated or direct),  # each of its steps would evaluate or time hundreds of neighbours
-        )
+        generations = generations if self.generations is None else self.generations
+        make = SEARCHERS[self.algorithm or "evolution"].config
+        # each step of a refinement would evaluate or time hundreds of neighbours
+        costly: dict[str, Any] = {"refine": False} if evaluated or direct else {}
+        population = population if self.population is None else self.population
+        return make(population=population, generations=generations, keep=max(KEPT, self.top_k), **costly)
+
+    def settled(self, problem: Problem) -> FindRequest:
+        """The request with the algorithm, population and generations that it leaves open.
+
+        Raises UsageError for an exact search of a space that is too large.
+        """
+        networks = problem.space.size * len(problem.space.resolutions)
+        if self.algorithm == "exact" and networks > ENUMERATION_LIMIT:
+            raise UsageError(
+                f"--algorithm exact lists at most {ENUMERATION_LIMIT:,} networks, but {problem.space.name} has {networks:.3g}; "
+                "leave it out, or choose evolution"
+            )
+        algorithm = self.algorithm or ("exact" if self._is_listed(problem) else "evolution")
+        return replace(self, algorithm=algorithm, population=self.config.population, generations=self.config.generations)
+
+    def _is_listed(self, problem: Problem) -> bool:
+        """Whether to list the space: where that is quick, and no more networks than otherwise would have to be evaluated for real."""
+        if not is_small(problem) or self.question.objective != "measured":
+            return is_small(problem)
+        return _most_evaluations(replace(self, algorithm="exact"), problem) <= _most_evaluations(self, problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +123,18 @@ class Tally:
 
 
 def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> Generator[FindProgress, None, Generation]:
-    """The last generation of a search. Raises InfeasibleError.
+    """The last generation of a search that a settled request asks for. Raises InfeasibleError.
 
     Networks whose accuracy must be evaluated for real are evaluated when the search first asks for them.
     """
-    started, plan = time.perf_counter(), _Plan(_most_evaluations(request.config, problem))
+    started, plan = time.perf_counter(), None
     while True:
         try:
             generation = yield from _run(request, setup, problem, tally)
             break
         except UnevaluatedError as wanted:  # searches are deterministic: begun anew, this one comes to the same networks
             assert setup.exam is not None  # who else would ask
+            plan = plan or _Plan(_most_evaluations(request, problem))
             yield from plan.evaluate(setup.exam, wanted)
     tally.searches += 1
     tally.seconds += time.perf_counter() - started
@@ -119,12 +146,13 @@ def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> 
     from threadpoolctl import threadpool_limits
 
     started = last = time.perf_counter()
-    total, keeper = request.config.generations, tally.keeper
+    config, keeper, searcher = request.config, tally.keeper, SEARCHERS[str(request.algorithm)]
+    total = 0 if request.algorithm == "exact" else config.generations
     start = keeper.load(tally.searches) if keeper is not None else None
     with threadpool_limits(1):  # threads fight over matrices this small
         generation: Generation | None = None
-        for generation in _generations(request, problem, start):
-            if keeper is not None and generation.capture is not None and generation.number < total:
+        for generation in searcher.search(problem, config, np.random.default_rng(request.seed), start):
+            if keeper is not None and generation.number < total:
                 keeper.save(tally.searches, generation)
             now = time.perf_counter()
             if now - last > TELL_SECONDS:
@@ -136,25 +164,11 @@ def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> 
     return generation
 
 
-def _generations(request: FindRequest, problem: Problem, start: State | None) -> Iterator[Generation]:
-    config, rng = request.config, np.random.default_rng(request.seed)
-    return enumerate_exactly(problem, config.keep) if _is_exact(request, problem) else evolve(problem, config, rng, start)
-
-
-def _is_exact(request: FindRequest, problem: Problem) -> bool:
-    """Whether to list the space: where that is possible, and no more networks than otherwise would have to be evaluated for real."""
-    if not is_small(problem):
-        return False
-    if request.question.objective != "measured":
-        return True
-    codes = problem.space.enumerate()
-    return int(problem.feasible(codes).sum()) <= _most_evaluations(request.config, problem)
-
-
-def _most_evaluations(config: EvolutionConfig, problem: Problem) -> int:
+def _most_evaluations(request: FindRequest, problem: Problem) -> int:
     """How many networks a search evaluates at most."""
-    space = problem.space
-    return min(config.population * (config.generations + 1), space.size * len(space.resolutions))
+    if request.algorithm == "exact":
+        return int(problem.feasible(problem.space.enumerate()).sum())
+    return request.config.population * (request.config.generations + 1)
 
 
 @dataclass(slots=True)
@@ -171,7 +185,8 @@ class _Plan:
         for progress in exam.evaluate(wanted.codes):
             yield self._progress(exam, before + progress.done, progress.best_top1)
 
-    def _progress(self, exam: Exam, done: int, best: float | None) -> FindProgress:
+    def _progress(self, exam: Exam, known: int, best: float | None) -> FindProgress:
+        done = min(known, self.most)  # searches under former limits had their own networks
         each = exam.seconds / exam.evaluated if exam.evaluated else None
         if each is not None and not self.told:
             self.told = f", {each:.1f} s each, {each * self.most:,.0f} s in all"

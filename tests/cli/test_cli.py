@@ -19,6 +19,7 @@ from ofasearch.cli.main import COMMANDS, cli, run
 from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 from ofasearch.errors import OfaSearchError
 from ofasearch.jobs import find as find_job
+from ofasearch.jobs.searching import ALGORITHMS
 from ofasearch.latency.roofline import DEVICES, estimated_table
 from ofasearch.latency.table import save_table
 from ofasearch.space.families import DESIGNS, get_space
@@ -109,6 +110,7 @@ def answers(capsys):
         (2, "find --target v100 --latency 20ms --target rtx2080 --latency nanms", "latency must be a positive number"),
         (2, "find --flops 8M --objective measured", "--objective measured evaluates networks: it needs --data with labels"),
         (2, "find --flops 8M --objective lcb", "--objective lcb needs a predictor that carries error bars"),
+        (2, "find --flops 8M --algorithm nsga2", "'nsga2' is not one of"),
         (2, "find --flops 8M --objective best", "'best' is not one of"),
         (2, "find --flops 8M --images 100", "say how many images of --data are used; add --data"),
         (2, "find --flops 8M --data digits --images 0", "--images must be at least 1, but got 0"),
@@ -290,6 +292,14 @@ def test_people_get_the_same_answer_in_words(capsys, tmp_path):
     assert "exporting ..." in err
     assert run(["find", "--flops", "8M", "--quiet", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_find_takes_every_algorithm_that_finds_one_network(answers, tmp_path):
+    (option,) = [option for option in cli.get_command(click.Context(cli), "find").params if option.name == "algorithm"]
+    assert tuple(option.type.choices) == ALGORITHMS
+    found = {name: answers("find", "--flops", "8M", "--algorithm", name, "--out", tmp_path / name) for name in ALGORITHMS}
+    assert [record["algorithm"] for record in found.values()] == list(ALGORITHMS)
+    assert len({record["arch_id"] for record in found.values()}) == 1  # 5,000 networks are more than the space has
 
 
 def test_a_search_is_repeated_from_its_folder(answers, capsys, tmp_path):

@@ -301,3 +301,14 @@ def test_networks_of_a_smaller_space_are_evaluated_with_the_weights_of_the_large
     subnet = calibrated_subnet(large, codes, limited(load_data("digits"), 60, 16), "x")
     images = load_data("digits")["validation"].take(np.arange(60))
     assert record["predicted_top1"] == top1(predictions(to_network(subnet), images, subnet.preprocessing, resolution=32), images.labels)
+
+
+def test_the_default_algorithm_lists_a_small_space_and_evolves_a_large_one(shared_data, tmp_path):
+    assert ofasearch.find(macs=BUDGET, out=tmp_path / "small")["algorithm"] == "exact"
+    tutorial = str(shared_data / "ofa" / "acc_predictor.pth")
+    large = ofasearch.find(macs=3e8, space="ofa-mbv3-w1.2", predictor=tutorial, generations=3, out=tmp_path / "large")
+    assert large["algorithm"] == "evolution"
+    with pytest.raises(UsageError, match=r"--algorithm exact lists at most 1,000,000 networks, but ofa-mbv3-w1\.2 has 1\.09e\+20"):
+        ofasearch.find(macs=3e8, space="ofa-mbv3-w1.2", predictor=tutorial, algorithm="exact", out=tmp_path / "exact")
+    with pytest.raises(UsageError, match="--algorithm must be one of exact, random, evolution, ga, but got 'nsga2'"):
+        ofasearch.find(macs=BUDGET, algorithm="nsga2", out=tmp_path / "front")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -17,20 +18,21 @@ from ofasearch.jobs import search_folder, searching
 KILLED_AT = 7  # generations
 CHILD = f"""
 import sys
+from dataclasses import replace
 from ofasearch.cli.main import run
 from ofasearch.jobs import search_folder, searching
 
 search_folder.SAVE_SECONDS = 0.0
-evolve = searching.evolve
+searcher = searching.SEARCHERS["evolution"]
 
 def told(*arguments):
-    for generation in evolve(*arguments):
+    for generation in searcher.search(*arguments):
         yield generation
         print(generation.number, flush=True)
         if generation.number == {KILLED_AT}:
             sys.stdin.read()  # until somebody kills this
 
-searching.evolve = told
+searching.SEARCHERS["evolution"] = replace(searcher, search=told)
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -52,21 +54,31 @@ def question(shared_data):
     }
 
 
-@pytest.fixture
-def broken(question, tmp_path, monkeypatch):
-    """The folder of a search that was interrupted after some generations."""
-    evolve = searching.evolve
+def interrupt(patch, algorithm="evolution", after=KILLED_AT):
+    """Searches are interrupted after that generation was reported."""
+    searcher = searching.SEARCHERS[algorithm]
 
     def interrupted(*arguments):
-        for generation in evolve(*arguments):
+        for generation in searcher.search(*arguments):
             yield generation
-            if generation.number == KILLED_AT:
+            if generation.number == after:
                 raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(searching, "evolve", interrupted)
+    patch.setitem(searching.SEARCHERS, algorithm, replace(searcher, search=interrupted))
+
+
+def break_off(question, out, **options):
+    """Begin a search that is interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, question.get("algorithm", "evolution"), **options)
         with pytest.raises(KeyboardInterrupt):
-            ofasearch.find(**question, out=tmp_path / "run")
+            ofasearch.find(**question, out=out)
+
+
+@pytest.fixture
+def broken(question, tmp_path):
+    """The folder of a search that was interrupted after some generations."""
+    break_off(question, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -75,26 +87,30 @@ def alike(record):
     return {key: value for key, value in record.items() if key not in ("files", "search_seconds")}
 
 
-def started_from(monkeypatch):
+def started_from(patch, algorithm="evolution"):
     """Where searches begin from now on: the numbers of their states, or None."""
-    starts, evolve = [], searching.evolve
+    starts, searcher = [], searching.SEARCHERS[algorithm]
 
     def spied(problem, config, rng, start):
         starts.append(start.number if start is not None else None)
-        return evolve(problem, config, rng, start)
+        return searcher.search(problem, config, rng, start)
 
-    monkeypatch.setattr(searching, "evolve", spied)
+    patch.setitem(searching.SEARCHERS, algorithm, replace(searcher, search=spied))
     return starts
 
 
-def test_an_interrupted_search_goes_on_and_ends_as_an_unbroken_one(broken, question, tmp_path, monkeypatch):
-    assert {path.name for path in broken.iterdir()} == {"run.json", "search-0.state"}
-    starts = started_from(monkeypatch)
-    record = ofasearch.find(**question, resume=True, out=broken)
+@pytest.mark.parametrize("algorithm", ["evolution", "random", "ga"])
+def test_an_interrupted_search_goes_on_and_ends_as_an_unbroken_one(question, tmp_path, monkeypatch, algorithm):
+    asked, folder = question | {"algorithm": algorithm}, tmp_path / "run"
+    break_off(asked, folder)
+    assert {path.name for path in folder.iterdir()} == {"run.json", "search-0.state"}
+    starts = started_from(monkeypatch, algorithm)
+    record = ofasearch.find(**asked, resume=True, out=folder)
     assert starts == [KILLED_AT]
-    assert alike(record) == alike(ofasearch.find(**question, out=tmp_path / "unbroken"))
-    assert not list(broken.glob("*.state"))
-    assert ofasearch.replay(broken)["same"]
+    assert record["algorithm"] == algorithm
+    assert alike(record) == alike(ofasearch.find(**asked, out=tmp_path / "unbroken"))
+    assert not list(folder.glob("*.state"))
+    assert ofasearch.replay(folder)["same"]
 
 
 def test_a_killed_search_goes_on(question, tmp_path, monkeypatch):
@@ -142,6 +158,7 @@ def test_states_are_written_once_a_second_at_most(question, tmp_path, monkeypatc
         ({"seed": 1}, "a resumed search must keep its question, but seed changed"),
         ({"latency_ms": 25}, "but budgets changed"),
         ({"generations": 16}, "but generations changed"),
+        ({"algorithm": "ga"}, "but algorithm changed"),
         ({"also": {"rtx2080": 3.0}}, "but also changed"),
         ({"resolutions": (160, 176)}, "but resolutions changed"),
     ],
@@ -153,24 +170,13 @@ def test_another_question_is_refused(broken, question, change, text):
     assert (broken / "search-0.state").read_bytes() == before
 
 
-def test_another_predictor_of_the_same_name_is_refused(question, tmp_path, monkeypatch):
+def test_another_predictor_of_the_same_name_is_refused(question, tmp_path):
     import torch
 
     path = tmp_path / "p.pth"
     shutil.copy(question["predictor"], path)
     asked = question | {"predictor": str(path)}
-    evolve = searching.evolve
-
-    def interrupted(*arguments):
-        search = evolve(*arguments)
-        yield next(search)
-        yield next(search)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(searching, "evolve", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ofasearch.find(**asked, out=tmp_path / "run")
+    break_off(asked, tmp_path / "run", after=1)
     state = torch.load(path, weights_only=True, map_location="cpu")
     state["6.bias"] += 0.01
     torch.save(state, path)

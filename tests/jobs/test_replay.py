@@ -269,6 +269,8 @@ Q = ("asked", "question")
         ((*Q, "batch"), 10**9, "--batch must be"),
         ((*Q, "objective"), "all", "--objective must be one of"),
         ((*Q, "measure"), "never", "--measure must be"),
+        (("asked", "algorithm"), None, "a name must be a text"),
+        (("asked", "algorithm"), "nsga2", "--algorithm must be one of"),
         (("asked", "population"), 10**12, "--population must be at most"),
         (("asked", "population"), 1e300, "a whole number is"),
         (("asked", "population"), -5, "cannot be read"),
