@@ -172,8 +172,12 @@ class LatencyTable:
 
         Raises UnmeasuredError for layers that the table lacks.
         """
-        self.check(space)
-        return space.tabulate_by_resolution(self.price_at).scaled(self.correction.slope, self.correction.offset_ms)
+        try:
+            found = space.tabulate_by_resolution(self.price_at)
+        except UnmeasuredError:
+            self.check(space)  # counts all that is missing
+            raise
+        return found.scaled(self.correction.slope, self.correction.offset_ms)
 
     def latency_ms(self, blueprint: Blueprint) -> float:
         """Milliseconds of one network, corrected; its first layer tells the input resolution."""

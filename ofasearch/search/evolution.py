@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ofasearch.errors import UsageError
 from ofasearch.search import screen
-from ofasearch.search.operators import cross, mutate
+from ofasearch.search.operators import breed
 from ofasearch.search.problem import Problem, Search, SearchConfig
 from ofasearch.search.run import Run, drive
 from ofasearch.search.state import State
@@ -26,7 +27,7 @@ class EvolutionConfig(SearchConfig):
     parent_ratio: float = 0.25
     mutation_ratio: float = 0.5
     mutation_probability: float = 0.1  # per block, per stage depth, and for the resolution
-    screen: float = 0.5  # of the new children, those that a regression on former networks rates best are evaluated; 1: all
+    screen: float = 0.25  # of the new children, those that a regression on former networks rates best are evaluated; 1: all
     refine: bool = True
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator, 
 
     A generation makes `population` children that keep the budgets, and the parents survive. No network is evaluated
     twice: children that are known already are left out (the published finder evaluates copies again, and most of its
-    children are). Of the new ones the more promising half is evaluated (`screen`); the others may come again. The last
+    children are). Of the new ones the most promising quarter is evaluated (`screen`); the others may come again. The last
     children count (it looks for the best before it makes them and never sees the last hundred).
     `start` goes on from a state of this search. Raises InfeasibleError, UsageError, MismatchError.
 
@@ -67,7 +68,7 @@ def _breed(run: Run, config: EvolutionConfig) -> None:
     The population stays in the order in which it was evaluated.
     """
     order = np.argsort(run.F[:, 0], kind="stable")
-    chosen = order[_parents(run.codes[order], max(2, round(config.parent_ratio * config.population)))]
+    chosen = order[_parents(run.codes[order, 0], max(2, round(config.parent_ratio * config.population)))]
     children = run.unseen.new(_children(run, config, run.codes[chosen]))
     if config.screen < 1:
         if run.number % screen.EVERY == 1 or not len(run.screen):
@@ -89,8 +90,7 @@ def _children(run: Run, config: EvolutionConfig, parents: Codes) -> Codes:
     n_cross, n_mutate = np.ceil(wanted / run.share).astype(int)
     mothers, fathers = parents[rng.integers(len(parents), size=(2, n_cross))]
     mutated = parents[rng.integers(len(parents), size=n_mutate)]
-    crossed = cross(space, mothers, fathers, rng)
-    children: Codes = np.concatenate([crossed, mutate(space, run.units, mutated, config.mutation_probability, rng)])
+    children = breed(space, run.units, (mothers, fathers), mutated, config.mutation_probability, rng)
     feasible = run.problem.feasible(children)
     kept = np.flatnonzero(feasible[:n_cross]), n_cross + np.flatnonzero(feasible[n_cross:])
     run.share = np.maximum([len(kept[0]) / max(1, n_cross), len(kept[1]) / max(1, n_mutate)], LEAST_SHARE)
@@ -98,15 +98,19 @@ def _children(run: Run, config: EvolutionConfig, parents: Codes) -> Codes:
     return first
 
 
-def _parents(codes: Codes, n: int) -> Codes:
-    """Positions of the n parents in a pool sorted best first: the elite, then the best few of each resolution, then the rest.
+def _parents(resolution: Codes, n: int) -> Codes:
+    """Positions of the n parents in a pool sorted best first, by the resolution codes of its networks.
 
-    The resolution moves accuracy and cost of a network more than any other gene, so a pool that loses a resolution
-    early rarely finds back; with the plain best n as parents the result depended more on the seed.
+    The elite, then the best few of each resolution, then the rest. The resolution moves accuracy and cost of a network more
+    than any other gene, so a pool that loses a resolution early rarely finds back; with the plain best n as parents the
+    result depended more on the seed.
     """
-    order = np.argsort(codes[:, 0], kind="stable")
-    resolutions = codes[order, 0]
-    rank = np.empty(len(codes), dtype=np.int64)  # within the network's resolution
-    rank[order] = np.arange(len(codes)) - np.searchsorted(resolutions, resolutions)
-    priority = np.where(np.arange(len(codes)) < ELITE_SHARE * n, 0, np.where(rank < PER_RESOLUTION, 1, 2))
-    return np.sort(np.argsort(priority, kind="stable")[:n])
+    order = resolution.argsort(kind="stable")
+    ordered = resolution[order]
+    rank = np.empty(len(order), dtype=np.int64)  # within the network's resolution
+    rank[order] = np.arange(len(order)) - ordered.searchsorted(ordered)
+    priority = np.where(rank < PER_RESOLUTION, 1, 2)
+    priority[: math.ceil(ELITE_SHARE * n)] = 0
+    found = priority.argsort(kind="stable")[:n]
+    found.sort()
+    return found

@@ -25,8 +25,7 @@ def mutate(space: Space, units: Codes, parents: Codes, probability: float, rng: 
 
     Reference: once-for-all's evolution finder (per block kernel and expand ratio together, per stage depth).
     """
-    hit = rng.random((len(parents), int(units.max()) + 1), dtype=np.float32) < probability
-    return space.canonical(np.where(hit[:, units] | (parents == 0), space.draw(len(parents), rng), parents))
+    return space.canonical(_mutated(space, units, parents, probability, rng))
 
 
 def cross(space: Space, mothers: Codes, fathers: Codes, rng: np.random.Generator) -> Codes:
@@ -34,8 +33,23 @@ def cross(space: Space, mothers: Codes, fathers: Codes, rng: np.random.Generator
 
     No gene of a child can be absent from both: its gate came from one of them, with the gene.
     """
+    return space.canonical(_crossed(mothers, fathers, rng))
+
+
+def breed(space: Space, units: Codes, couples: tuple[Codes, Codes], parents: Codes, probability: float, rng: np.random.Generator) -> Codes:
+    """The children of the couples (n, g) each, by `cross`, and behind them the mutants of the parents (k, g): (n + k, g)."""
+    crossed, mutated = _crossed(*couples, rng), _mutated(space, units, parents, probability, rng)
+    return space.canonical(np.concatenate([crossed, mutated]))
+
+
+def _mutated(space: Space, units: Codes, parents: Codes, probability: float, rng: np.random.Generator) -> Codes:
+    hit = rng.random((len(parents), int(units.max()) + 1), dtype=np.float32) < probability
+    return np.where(hit.take(units, axis=1) | (parents == 0), space.draw(len(parents), rng), parents)
+
+
+def _crossed(mothers: Codes, fathers: Codes, rng: np.random.Generator) -> Codes:
     child = np.where(rng.random(mothers.shape, dtype=np.float32) < 0.5, mothers, fathers)
-    return space.canonical(np.where(child == 0, np.maximum(mothers, fathers), child))
+    return np.where(child == 0, np.maximum(mothers, fathers), child)
 
 
 class Unseen:

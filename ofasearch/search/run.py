@@ -44,6 +44,8 @@ class Run:
         """Objectives (n, m) of networks that were never evaluated; they count and enter the archive."""
         F = self.problem.values(codes)
         self.evaluations += len(codes)
+        if F.shape[1] == 1 and len(self.values) == self.config.keep and F.min() >= self.values[-1, 0]:
+            return F  # none is among the best
         self.archive, self.values = best_of(np.concatenate([self.archive, codes]), np.concatenate([self.values, F]), self.config.keep)
         return F
 

@@ -12,8 +12,8 @@ from ofasearch.space.core import Codes, Space, Values
 
 Matrix = npt.NDArray[np.float32]
 
-MEMORY = 2  # populations: so many of the networks evaluated last are learned from
-EVERY = 8  # generations between two regressions
+MEMORY = 1  # populations: so many of the networks evaluated last are learned from
+EVERY = 16  # generations between two regressions
 RIDGE = 3.0  # networks
 LEAST = 8  # children that are evaluated in any case
 
