@@ -68,7 +68,12 @@ def show_predictor(name: str) -> dict[str, Any]:
     """
     found = zoo.get_predictor(name)
     record: dict[str, Any] = {"predictor": name, "space": found.space, **_reads(found.encoder)}
-    record |= {"members": found.size, "hidden": [weight.shape[2] for weight in found.weights[:-1]], "offset": found.offset}
+    record |= {
+        "members": found.size,
+        "hidden": [weight.shape[2] for weight in found.weights[:-1]],
+        "activation": found.activation,
+        "offset": found.offset,
+    }
     if found.supernet_digest is not None:
         record["supernet_digest"] = found.supernet_digest
     if found.certainty is not None:

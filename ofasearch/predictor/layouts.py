@@ -122,14 +122,14 @@ def _named(record: Mapping[str, Any], name: str) -> Any:
     if name != "image_size":
         return record[name]
     size = record["image_size"] if "image_size" in record else record["r"]
-    return size[0] if isinstance(size, list) else size
+    return size[0] if isinstance(size, list) and len(size) == 1 else size
 
 
 def _check_numbers(name: str, values: Column, shape: tuple[int, ...]) -> None:
     kinds = "iuf" if name == "e" else "iu"
     if values.shape != shape or values.dtype.kind not in kinds:
         what = f"{shape[1]} {'numbers' if name == 'e' else 'integers'}" if len(shape) > 1 else "one integer"
-        raise ArchError(f"{name} must hold {what}, but got {str(values[0].tolist())[:80]}")
+        raise ArchError(f"{name} must hold {what}, but got {str(values.tolist()[0])[:80]}")
 
 
 def _of_active(name: str, values: Column, active: npt.NDArray[np.bool_]) -> Column:
