@@ -66,7 +66,8 @@ def load_predictor(path: Path) -> Predictor:
         encoder = Encoder(tuple(_part(*part) for part in card["encoder"]))
         count = sum(name.endswith(".w") for name in arrays)
         weights, biases = (tuple(arrays[f"{i}.{part}"] for i in range(count)) for part in "wb")
-        digest, known, activation = card["supernet_digest"], card["certainty"], ACTIVATIONS.keys() & {card["activation"]}
+        digest, known = card["supernet_digest"], card["certainty"]
+        activation = ACTIVATIONS.keys() & {card.get("activation", "relu")}  # files from before there was a choice do not say
         certainty = (
             Certainty(float(known["floor"]), {float(level): float(multiple) for level, multiple in known["multiples"]}) if known else None
         )

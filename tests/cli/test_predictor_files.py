@@ -86,7 +86,7 @@ def proxyless(desk):
     """A file of the newer form with 127 inputs."""
     rng = np.random.default_rng(0)
     shapes = {f"layers.{i}.0.weight": (4, size) for i, size in enumerate((127, 4, 4))} | {"layers.3.weight": (1, 4)}
-    state = {"base_acc": torch.tensor([0.75]), **{f"layers.{i}.0.bias": torch.zeros(4) for i in range(3)}}
+    state = {"base_acc": torch.tensor([0.75]), **{f"layers.{i}.0.bias": torch.ones(4) for i in range(3)}}
     torch.save(state | {key: torch.as_tensor(0.1 * rng.normal(size=shape)).float() for key, shape in shapes.items()}, "theirs.pth")
     return "theirs.pth"
 
