@@ -91,6 +91,10 @@ def _write_all(folder):
     layers = zip((0, 2, 4, 6), *linear(TUTORIAL_ENCODER, 8), strict=True)
     state = {f"{i}.{part}": torch.tensor(a[0].T) for i, w, b in layers for part, a in (("weight", w), ("bias", b))}
     torch.save(state, folder / "tutorial.pth", _use_new_zipfile_serialization=False)  # as the published file was
+    layers = {f"layers.{i}.0.weight": (8, size) for i, size in enumerate((82, 8, 8))} | {"layers.3.weight": (1, 8)}
+    newer = {name: torch.from_numpy(0.1 * rng.normal(size=shape)).float() for name, shape in layers.items()}
+    newer |= {"base_acc": torch.tensor([0.8]), **{f"layers.{i}.0.bias": torch.zeros(8) for i in range(3)}}
+    torch.save(newer, folder / "encoder.pth")  # of ResNet50, which says all
 
     rows = {(ANY, spec.shape): Row(0.1, 0.2, 30) for spec in space.layers()}
     key = TableKey(device="desk", runtime="onnxruntime")

@@ -37,6 +37,7 @@ DOORS = {
     ),
     "subnet": ("subnet.pt", "export subnet.pt -o former.onnx --json"),
     "tutorial": ("tutorial.pth", "predictor predict tutorial.pth " + ARCH_TUTORIAL + " --json"),
+    "encoder": ("encoder.pth", "predictor import encoder.pth -o taken.safetensors --json"),
     "predictor": ("predictor.safetensors", "predictor predict predictor.safetensors {arch} --json"),
     "lookup": ("lookup/16_lookup_table.yaml", FIND + " --supernet net --target lookup --latency 1s"),
     "table": ("table.csv", FIND + " --supernet net --target table.csv --latency 1s"),
@@ -55,6 +56,7 @@ FORMATS = (
     ("subnet", "checkpoint"),
     ("tutorial",),
     ("lookup",),
+    ("encoder",),  # an even number of groups from the tutorial's, which its door takes as well
     ("table", "accuracies"),
     ("record", "card"),
     ("pairs",),

@@ -228,6 +228,32 @@ def test_odd_values_in_a_tutorial_predictor(refuses, desk, value):
     refuses(DOORS["tutorial"][1])
 
 
+@odd_values("base_acc", "layers.0.0.weight", "layers.2.0.bias", "layers.3.weight", odd=ODD_TORCH)
+def test_odd_values_in_a_predictor_of_the_newer_form(refuses, desk, field, value):
+    resave(desk / "encoder.pth", lambda state: state.update({field: value}))
+    refuses(DOORS["encoder"][1])
+
+
+WIDE = {"one more input": 83, "no input": 0, "many inputs": 30_000}
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_a_predictor_of_other_inputs_is_refused(refuses, desk, case):
+    resave(desk / "encoder.pth", lambda state: state.update({"layers.0.0.weight": torch.zeros(8, WIDE[case])}))
+    refuses(DOORS["encoder"][1], codes=(2,) if WIDE[case] == 83 else (1,))
+
+
+@pytest.mark.parametrize("name", ["p.safetensors/x.safetensors", "encoder.pth/x", "x" * 300, "."])
+def test_an_imported_predictor_that_cannot_be_written(refuses, desk, name):
+    (desk / "p.safetensors").write_text("a file, not a folder")
+    refuses("predictor import encoder.pth --json -o", name)
+
+
+@pytest.mark.parametrize("sizes", ["8,8", "7", "9" * 30, "-1", "x", "224"])
+def test_odd_resolutions_of_an_imported_predictor(refuses, sizes):
+    refuses("predictor import encoder.pth -o taken.safetensors --json --resolutions", sizes, codes=(1, 2))
+
+
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
