@@ -69,7 +69,8 @@ def _print(record: dict[str, Any], *, as_json: bool) -> None:
     if "reads" in record:
         del record["resolutions"]  # a part of what it reads
         record["reads"] = "; ".join(map(_part, record["reads"]))
-    rows = [row for key, value in (*record.items(), *card.items()) for row in show.lines(key.replace("_", " "), value)]
+    told = {**record, **{key: value for key, value in card.items() if key not in record}}  # a card may say it again
+    rows = [row for key, value in told.items() for row in show.lines(key.replace("_", " "), value)]
     click.echo(show.pairs(rows))
 
 

@@ -55,7 +55,9 @@ def says(capsys):
 
     def check(*argv):
         assert run(["predictor", *map(str, argv)]) == 0
-        return dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        rows = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
+        assert len({name for name, _ in rows}) == len(rows)  # nothing is said twice
+        return {name: value.strip() for name, value in rows}
 
     return check
 
@@ -170,20 +172,21 @@ def test_an_export_that_cannot_be_is_refused(fails):
 
 def test_a_predictor_says_what_it_is(answers, says):
     held_out = {"n": 40, "kendall_tau": 0.9, "rmse_points": 0.2}
-    whole = mlp(TUTORIAL_ENCODER, members=3, card={"pairs": 120, "held_out": held_out})
+    card = {"pairs": 120, "members": 3, "held_out": held_out}
+    whole = mlp(TUTORIAL_ENCODER, members=3, card=card)
     cloud = Cloud(np.eye(128, dtype=np.float32), 9.5)
     save_predictor(Path("p.safetensors"), replace(whole, certainty=Certainty(0.002, {0.8: 1.25, 0.95: 2.0}), cloud=cloud))
     told = answers("show", "p.safetensors")
-    assert told["card"] == {"pairs": 120, "held_out": held_out}
+    assert told["card"] == card
     assert (told["space"], told["inputs"], told["members"], told["hidden"]) == ("ofa-mbv3-w1.0", 128, 3, [400, 400, 400])
     assert told["activation"] == "relu"
     assert told["error_bars"] == {"floor": 0.002, "multiples": {"0.8": 1.25, "0.95": 2.0}}
     assert told["cloud_limit"] == 9.5
     assert "supernet_digest" not in told
     lines = says("show", "p.safetensors")
-    assert lines["reads"].strip() == "20 ks of 3, 5, 7; 20 e of 3, 4, 6; resolution of 112, 128, 144, 160, 176, 192, 208, 224"
-    assert lines["pairs"].strip() == "120"
-    assert lines["held out"].strip() == "n 40, kendall_tau 0.9, rmse_points 0.2"
+    assert lines["reads"] == "20 ks of 3, 5, 7; 20 e of 3, 4, 6; resolution of 112, 128, 144, 160, 176, 192, 208, 224"
+    assert lines["pairs"] == "120"
+    assert lines["held out"] == "n 40, kendall_tau 0.9, rmse_points 0.2"
 
 
 def test_shipped_and_foreign_predictors_are_shown_too(answers, fails, resnet50, proxyless):
