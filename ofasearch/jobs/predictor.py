@@ -108,6 +108,7 @@ def _card(request: FitRequest, found: Assessment) -> dict[str, Any]:
         "baselines": {name: asdict(error) for name, error in found.baselines.items()},
         "members": found.predictor.size,
         "activation": found.predictor.activation,
+        "weight_decay": found.config.weight_decay,
         **({"learning_curve": asdict(found.curve)} if found.curve is not None else {}),
         **({"label_noise": asdict(found.noise)} if found.noise.std_points is not None else {}),
         **({"offsets_points": offsets} if len(offsets) > 1 else {}),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HIDDEN = 400
 LEAST_PAIRS = 8
 STEPS_PER_PAIR, STEPS_LEAST, STEPS_MOST = 0.4, 500, 20_000
+DECAYS = (2e-4, 2e-3, 1e-2)  # for labels from exact to noisy
 RIDGE = 1.0  # of the cloud, in networks
 CLOUD_SHARE = 0.98  # of networks left out of a fit, that lie inside its cloud
 
@@ -41,7 +42,7 @@ class FitConfig:
     steps: int | None = None
     batch_size: int = 128  # pairs
     lr: float = 3e-3
-    weight_decay: float = 2e-4
+    weight_decay: float | None = None  # None: `assess` chooses by held-out networks, `fit` alone takes the least of DECAYS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,7 +114,9 @@ def _minimise(layers: list[tuple[Parameter, Parameter]], x: Tensor, y: Tensor, c
 
     act: Callable[[Tensor], Tensor] = {"relu": torch.relu, "silu": torch.nn.functional.silu}[config.activation]
     steps, size = config.steps_for(len(x)), min(config.batch_size, len(x))
-    optimizer = torch.optim.Adam([p for layer in layers for p in layer], lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam(
+        [p for layer in layers for p in layer], lr=config.lr, weight_decay=DECAYS[0] if config.weight_decay is None else config.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order, at = torch.zeros(config.members, 0, dtype=torch.int64), 0
     for _ in range(steps):

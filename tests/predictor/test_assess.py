@@ -7,17 +7,17 @@ import pytest
 
 from ofasearch.errors import FormatError, MismatchError, UsageError
 from ofasearch.predictor import FitConfig, Pairs, check, encoder_of, fit, load_predictor, read_pairs, save_predictor
-from ofasearch.predictor.assess import Assessment, assess
+from ofasearch.predictor.assess import Assessment, assess, chosen_decay
 from ofasearch.predictor.check import certainty_of, compare, coverage, cross_coverage, learning_curve
 from ofasearch.predictor.encode import Encoder, Part
-from ofasearch.predictor.fit import cloud_of
+from ofasearch.predictor.fit import DECAYS, cloud_of
 from ofasearch.predictor.offsets import find_offsets, without_offsets
 from ofasearch.predictor.pairs import Source
 from ofasearch.space.core import Settings
 from ofasearch.space.families import get_space
 
 SPACE = "ofa-mbv3-w1.0"
-QUICK = FitConfig(members=2, steps=150, batch_size=64)
+QUICK = FitConfig(members=2, steps=150, batch_size=64, weight_decay=2e-4)
 
 
 def additive(n, seed, *, noise=0.0, resolutions=(224,), law=lambda r: 0.0):
@@ -144,6 +144,19 @@ def test_networks_given_to_judge_are_never_fitted():
         replace(found.predictor, certainty=None).weights[0].tobytes()
         == fit(found.predictor.encoder, train, SPACE, QUICK).weights[0].tobytes()
     )
+
+
+@pytest.mark.parametrize("best", DECAYS)
+def test_the_decay_that_predicts_the_left_out_fifth_best_is_chosen(monkeypatch, best):
+    pairs, fitted = additive(100, 8), []
+
+    def small_fit(encoder, train, space, config):
+        fitted.append(len(train))
+        return lambda settings: pairs.top1[:20] + (0.0 if config.weight_decay == best else 0.01)
+
+    monkeypatch.setattr("ofasearch.predictor.assess.fit", small_fit)
+    assert chosen_decay(encoder_of(get_space(SPACE)), pairs, SPACE, QUICK) == best
+    assert fitted == [80] * 3
 
 
 def test_members_differ_and_their_mean_is_the_prediction(known):
