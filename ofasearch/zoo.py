@@ -120,6 +120,23 @@ def predictor_file(name: str) -> Path:
     return Path(name)
 
 
+def predictor_for(space: Space, supernet: TrainedSupernet | None) -> str | None:
+    """The shipped predictor of a space's networks; None where there is none.
+
+    It was fitted on the supernet's own weights, or, for an official supernet and where none is given, on published accuracies.
+    """
+    for name in predictor_names():
+        found = get_predictor(name)
+        fits = found.space in (space.name, space.parent)
+        if supernet is None or supernet.name in OFFICIAL:
+            fits = fits and found.supernet_digest is None
+        else:
+            fits = fits and found.supernet_digest == supernet.weights.digest
+        if fits:
+            return name
+    return None
+
+
 # -- latency tables --------------------------------------------------------------------------------------------
 
 

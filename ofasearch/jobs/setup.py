@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,6 +156,20 @@ def show_bytes(value: float) -> str:
     return f"{value / 1e6:.4g} MB" if value >= 1e4 else f"{value:g} B"
 
 
+def with_predictor(question: Question) -> Question:
+    """The question with the predictor that is shipped for its networks, where it names none and needs one.
+
+    Raises NotFoundError, FormatError, MismatchError (space or supernet).
+    """
+    if question.predictor is not None or question.objective == "measured":
+        return question
+    supernet = _supernet(question)
+    space = _space(question, supernet)
+    if supernet is not None and supernet.members is not None and space is supernet.weights.space and question.objective == "top1":
+        return question
+    return replace(question, predictor=zoo.predictor_for(space, supernet))
+
+
 def prepare(question: Question, data: DataSet | None = None, recorded: Recorded | None = None) -> Iterator[LatencyProgress | Setup]:
     """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
 
@@ -183,7 +197,7 @@ def prepare(question: Question, data: DataSet | None = None, recorded: Recorded 
     judge = judge_of(question.objective, Grounds(space=space, predictor=predictor, members=members, exam=exam))
     devices = yield from _devices(question, space, tables, recorded)
     problem = Problem(space, (judge.objective,), (*_latency_budgets(devices), *_other_budgets(question.budgets, space)))
-    notes = [note for device in devices for note in table_notes(device.table)]
+    notes = _predictor_notes(question, predictor) + [note for device in devices for note in table_notes(device.table)]
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
@@ -255,6 +269,16 @@ def recorded_price(target: str, space: Space, recorded: Recorded) -> LatencyTabl
     if target not in recorded.tables:
         raise MismatchError(f"the latency table of {target} must lie in the run's folder, but is missing")
     return recorded.tables[target]
+
+
+def _predictor_notes(question: Question, predictor: Predictor | None) -> list[str]:
+    """By which shipped predictor networks are ranked, and what its card warns of."""
+    if predictor is None:
+        return []
+    told = predictor.card.get("notes")
+    notes = [str(note) for note in told] if isinstance(told, list) else []
+    by = [f"networks are ranked by the shipped predictor {question.predictor}"] if question.predictor in zoo.predictor_names() else []
+    return by + notes
 
 
 def table_notes(table: LatencyTable | None) -> list[str]:

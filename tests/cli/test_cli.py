@@ -89,7 +89,7 @@ def answers(capsys):
         (1, "find --space nowhere --flops 3M", "space must be one of ofa-mbv3-w1.0"),
         (1, "find --supernet nowhere --flops 3M", "supernet must be one of cifar10-compofa"),
         (1, "find --predictor nowhere --flops 8M", "predictor must be one of"),
-        (1, "find --space ofa-mbv3-w1.0 --flops 300M", "needs an accuracy predictor"),
+        (1, "find --space ofa-mbv3-w1.2 --flops 300M", "needs an accuracy predictor"),
         (1, "find --flops 8M --data nowhere", "data must be 'digits'"),
         (1, f"eval {ARCH} --data nowhere", "data must be 'digits'"),
         (1, f"eval {ARCH}-9 --data digits", "an arch id of compofa-mbv3-cifar must have 5 stages"),
@@ -109,7 +109,7 @@ def answers(capsys):
         (2, "find --target cpu --latency 1ms --target cuda --latency 2ms", "one target at most can be this machine"),
         (2, "find --target v100 --latency 20ms --target rtx2080 --latency nanms", "latency must be a positive number"),
         (2, "find --flops 8M --objective measured", "--objective measured evaluates networks: it needs --data with labels"),
-        (2, "find --flops 8M --objective lcb", "--objective lcb needs a predictor that carries error bars"),
+        (2, "find --space ofa-mbv3-w1.2 --flops 300M --objective lcb", "--objective lcb needs a predictor that carries error bars"),
         (2, "find --flops 8M --algorithm nsga2", "'nsga2' is not one of"),
         (2, "find --flops 8M --objective best", "'best' is not one of"),
         (2, "find --flops 8M --images 100", "say how many images of --data are used; add --data"),
@@ -140,7 +140,7 @@ def answers(capsys):
         (2, "predictor fit --supernet cifar10-compofa -o p.safetensors --seed -1", "--seed"),
         (2, "eval", "Missing argument 'SUBNET'"),
         (2, "eval x", "Missing option '--data'"),
-        (2, "predictor fit -o p.safetensors", "give --space with --pairs, or --supernet alone"),
+        (2, "predictor fit -o p.safetensors", "a fit must be given --space with --pairs, --supernet with --pairs, or --supernet alone"),
     ],
 )  # fmt: skip
 def test_a_failure_is_one_sentence_and_its_exit_code(fails, tmp_path, monkeypatch, code, argv, text):

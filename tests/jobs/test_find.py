@@ -194,7 +194,7 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
         ({"macs": BUDGET, "supernet": "nowhere"}, NotFoundError, "supernet must be one of .*cifar10-compofa"),
         ({"macs": BUDGET, "predictor": "nowhere"}, NotFoundError, "predictor must be one of"),
         ({"latency_ms": 1.0, "target": "nowhere"}, NotFoundError, "target must be cpu, one of .*rtx2080"),
-        ({"macs": BUDGET, "space": "ofa-mbv3-w1.0"}, NotFoundError, "a search of ofa-mbv3-w1.0 needs an accuracy predictor"),
+        ({"macs": BUDGET, "space": "ofa-mbv3-w1.2"}, NotFoundError, "a search of ofa-mbv3-w1.2 needs an accuracy predictor"),
         ({"macs": BUDGET, "space": "ofa-mbv3-cifar", "supernet": "cifar10-compofa"}, MismatchError, "must hold all networks"),
         ({"macs": BUDGET, "resolutions": (224,)}, UsageError, r"--resolutions must be among those of compofa-mbv3-cifar"),
         ({"macs": BUDGET, "top_k": 0}, UsageError, "top"),
