@@ -129,7 +129,8 @@ def predictor_for(space: Space, supernet: TrainedSupernet | None) -> str | None:
         found = get_predictor(name)
         fits = found.space in (space.name, space.parent)
         if supernet is None or supernet.name in OFFICIAL:
-            fits = fits and found.supernet_digest is None
+            trained = found.space if supernet is None else OFFICIAL[supernet.name].space  # CompOFA's weights are not once-for-all's
+            fits = fits and found.supernet_digest is None and found.space == trained
         else:
             fits = fits and found.supernet_digest == supernet.weights.digest
         if fits:

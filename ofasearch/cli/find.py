@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ofasearch.cli import show
 from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 from ofasearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from ofasearch.jobs.setup import Question
 
 
 @click.command()
@@ -78,15 +81,8 @@ def find(**options: Any) -> None:
     """
     from ofasearch.jobs.find import FindRequest, FindResult
     from ofasearch.jobs.find import find as events
-    from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
 
-    _check_pairs(options["targets"], options["latencies"])
-    target, *others = options["targets"] or [None]
-    latency_ms, *limits = options["latencies"] or [None]
-    also = [DeviceBudget(target=name, latency_ms=limit) for name, limit in zip(others, limits, strict=True)]
-    budgets = Budgets(latency_ms=latency_ms, macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
-    shared = ("space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure", "objective")
-    question = Question(budgets=budgets, target=target, also=tuple(also), **{key: options[key] for key in shared})
+    question = question_of(options)
     own = ("data", "images", "calibration_images", "algorithm", "population", "generations", "seed", "top_k", "out", "no_bn", "resume")
     request = FindRequest(question=question, **{key: options[key] for key in own})
     reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
@@ -108,8 +104,14 @@ def find(**options: Any) -> None:
         click.echo(_report(result.record))
 
 
-def _check_pairs(targets: Sequence[str], latencies: Sequence[float]) -> None:
-    """Raise UsageError unless every latency has its target, and every target its latency; one target alone needs none."""
+def question_of(options: Mapping[str, Any]) -> Question:
+    """What the options ask for, without those of one command alone.
+
+    Raises UsageError unless every latency has its target, and every target its latency; one target alone needs none.
+    """
+    from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
+
+    targets, latencies = options["targets"], options["latencies"]
     if latencies and not targets:
         raise UsageError("a latency budget needs a device: add --target cpu, a table, or a card's name")
     if len(targets) != len(latencies) and (len(targets), len(latencies)) != (1, 0):
@@ -117,6 +119,13 @@ def _check_pairs(targets: Sequence[str], latencies: Sequence[float]) -> None:
             f"there must be one --latency for each --target, in the same order, but got {len(latencies)} and {len(targets)}; "
             "give them in pairs"
         )
+    target, *others = targets or [None]
+    latency_ms, *limits = latencies or [None]
+    also = [DeviceBudget(target=name, latency_ms=limit) for name, limit in zip(others, limits, strict=True)]
+    budgets = Budgets(latency_ms=latency_ms, macs=options["flops"], params=options["params"], memory_bytes=options["memory"])
+    shared = ("space", "supernet", "predictor", "resolutions", "runtime", "precision", "batch", "threads", "measure", "objective")
+    given = {key: options[key] for key in shared if key in options}
+    return Question(budgets=budgets, target=target, also=tuple(also), **given)
 
 
 def _report(record: dict[str, Any]) -> str:

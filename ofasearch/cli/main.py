@@ -17,6 +17,7 @@ SENTENCE_LIMIT = 800  # characters; what libraries and foreign files put into a 
 Commands = Mapping[str, tuple[str, str, str]]
 COMMANDS: Commands = {
     "find": ("ofasearch.cli.find", "find", "Search the best subnet within a budget, check it, export it."),
+    "pareto": ("ofasearch.cli.pareto", "pareto", "Search the whole front of accuracy and costs."),
     "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
@@ -81,7 +82,9 @@ def run(argv: list[str]) -> int:
         hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
         return _fail(error.format_message().rstrip(".") + hint, 2 if isinstance(error, click.UsageError) else 1)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        return _fail("interrupted; what was measured or checkpointed is kept, run the command again to go on (train: with --resume)", 130)
+        return _fail(
+            "interrupted; what was measured or checkpointed is kept, run the command again to go on (train and pareto: with --resume)", 130
+        )
     except OfaSearchError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:

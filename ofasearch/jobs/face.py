@@ -96,6 +96,67 @@ def find(
     return last(find_events(request), FindResult).record
 
 
+def pareto(
+    *,
+    target: str | None = None,
+    objectives: tuple[str, ...] | None = None,
+    prefer: str | None = None,
+    latency_ms: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    memory_bytes: float | None = None,
+    space: str | None = None,
+    supernet: str | None = None,
+    predictor: str | None = None,
+    resolutions: tuple[int, ...] | None = None,
+    runtime: str = "ort",
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    measure: str = "table",
+    algorithm: str | None = None,
+    compare: bool = False,
+    population: int | None = None,
+    generations: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """The front of accuracy and costs, exact where the space can be listed; the fields of `ofasearch pareto --json`.
+
+    Raises the errors of `ofasearch.errors`.
+    """
+    from ofasearch.jobs.pareto import ParetoRequest, ParetoResult
+    from ofasearch.jobs.pareto import pareto as pareto_events
+
+    question = Question(
+        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
+        target=target,
+        space=space,
+        supernet=supernet,
+        predictor=predictor,
+        resolutions=resolutions,
+        runtime=runtime,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        measure=measure,
+    )
+    request = ParetoRequest(
+        question=question,
+        objectives=objectives,
+        algorithm=algorithm,
+        compare=compare,
+        prefer=prefer,
+        population=population,
+        generations=generations,
+        seed=seed,
+        out=Path(out) if out is not None else None,
+        resume=resume,
+    )
+    return last(pareto_events(request), ParetoResult).record
+
+
 def replay(run: str | Path) -> dict[str, Any]:
     """Repeat a search from its folder without measuring; the fields of `ofasearch replay --json`."""
     from ofasearch.jobs.replay import ReplayResult
@@ -167,4 +228,4 @@ def diff(
     return last(diff_events(DiffRequest(a=a, b=b, pricing=pricing)), DiffResult).record
 
 
-__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "replay", "train_supernet"]
+__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "pareto", "replay", "train_supernet"]

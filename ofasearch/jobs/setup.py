@@ -170,13 +170,16 @@ def with_predictor(question: Question) -> Question:
     return replace(question, predictor=zoo.predictor_for(space, supernet))
 
 
-def prepare(question: Question, data: DataSet | None = None, recorded: Recorded | None = None) -> Iterator[LatencyProgress | Setup]:
+def prepare(
+    question: Question, data: DataSet | None = None, recorded: Recorded | None = None, *, costs: Sequence[str] = ()
+) -> Iterator[LatencyProgress | Setup]:
     """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
 
     With labelled `data` the networks of a supernet can be evaluated for real; what is `recorded` takes the place of all measuring.
+    With `costs` as objectives beside accuracy, no budget has to be given.
     Raises UsageError, NotFoundError, MismatchError, FormatError, InfeasibleError.
     """
-    check_question(question)
+    check_question(question, costs)
     if question.here is not None and recorded is None:
         local_runtime(question)  # refuses what does not go together before anything is loaded
     supernet = _supernet(question)
@@ -307,11 +310,11 @@ def _no_objective(space: Space, question: Question) -> NotFoundError:
     return NotFoundError(f"a search of {space.name} needs an accuracy predictor, but none was given; pass --predictor, or {way}")
 
 
-def check_question(question: Question) -> None:
-    """Raise UsageError for a question that no search could answer, before anything is loaded."""
+def check_question(question: Question, costs: Sequence[str] = ()) -> None:
+    """Raise UsageError for a question that no search could answer, before anything is loaded; `costs` are objectives."""
     b, devices = question.budgets, question.devices
     limits = (*(device.latency_ms for device in question.also), b.latency_ms, b.macs, b.params, b.memory_bytes)
-    if all(limit is None for limit in limits):
+    if not costs and all(limit is None for limit in limits):
         raise UsageError("at least one budget must be given: --latency, --flops, --params or --memory")
     for limit in limits:
         if not isinstance(limit, int | float | None):
@@ -321,7 +324,8 @@ def check_question(question: Question) -> None:
     _check_devices(devices)
     if question.measure not in ("table", "direct"):
         raise UsageError(f"--measure must be table or direct, but got '{question.measure}'")
-    if question.measure == "direct" and not any(d.target in TARGETS and d.latency_ms is not None for d in devices):
+    timed = [d for d in devices if d.target in TARGETS and (d.latency_ms is not None or "latency" in costs)]
+    if question.measure == "direct" and not timed:
         raise UsageError("--measure direct times networks on this machine: it needs --target cpu or cuda, and a --latency to keep")
     if question.target is None and (question.runtime, question.precision) != ("ort", "fp32"):
         raise UsageError("--runtime and --precision are those of a device: add --target cpu or cuda, or leave them out")

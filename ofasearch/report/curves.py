@@ -232,7 +232,7 @@ def _cells(panel: Panel, span: tuple[int, int], columns: int, rows: int, edges: 
             (_place(epoch, span, 2 * columns), round((high - value) / (high - low) * (4 * rows - 1)) if high > low else 0)
             for epoch, value in series.points
         ]
-        for x, y in _strokes(dots):
+        for x, y in strokes(dots):
             bits[y // 4][x // 2] |= DOTS[x % 2][y % 4]
         if len(panel.series) > 1:
             _mark(marks, series.mark, [(x // 2, y // 4) for x, y in dots], every=len(panel.series))
@@ -241,7 +241,7 @@ def _cells(panel: Panel, span: tuple[int, int], columns: int, rows: int, edges: 
         yield "".join(marks.get((column, row), cell) for column, cell in enumerate(shown))
 
 
-def _strokes(dots: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def strokes(dots: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """All dots of a line through the given ones, without gaps."""
     yield from dots[:1]
     for (x, y), (to_x, to_y) in itertools.pairwise(dots):
