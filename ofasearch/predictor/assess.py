@@ -115,11 +115,14 @@ def assess(
 
 
 def chosen_decay(encoder: Encoder, train: Pairs, space: str, config: FitConfig) -> float:
-    """The weight decay under which small ensembles on four fifths of the networks predict the last fifth best."""
-    cut = max(LEAST_PAIRS // 2, round(HELD_OUT * len(train)))
-    judged, rest = train.take(np.arange(cut)), train.take(np.arange(cut, len(train)))
-    small = replace(config, members=min(CURVE_MEMBERS, config.members))
-    errors = {}
-    for decay in DECAYS if len(rest) >= LEAST_PAIRS else DECAYS[:1]:
-        errors[decay] = float(((fit(encoder, rest, space, replace(small, weight_decay=decay))(judged.settings) - judged.top1) ** 2).mean())
+    """The weight decay under which small ensembles on four fifths of the networks predict the others best, twice over."""
+    if len(train) < 2 * LEAST_PAIRS:
+        return DECAYS[0]
+    cut, everyone = max(LEAST_PAIRS // 2, round(HELD_OUT * len(train))), np.arange(len(train))
+    small, errors = replace(config, members=min(CURVE_MEMBERS, config.members)), dict.fromkeys(DECAYS, 0.0)
+    for left_out in (everyone[:cut], everyone[-cut:]):
+        judged, rest = train.take(left_out), train.take(np.setdiff1d(everyone, left_out))
+        for decay in DECAYS:
+            found = fit(encoder, rest, space, replace(small, weight_decay=decay))
+            errors[decay] += float(((found(judged.settings) - judged.top1) ** 2).sum())
     return min(errors, key=lambda decay: errors[decay])
