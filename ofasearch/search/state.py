@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +30,11 @@ DTYPES: Mapping[str, tuple[int, tuple[str, ...]]] = {  # dimensions and types of
     "share": (1, ("<f8",)),
     "screen": (1, ("<f8",)),
 }
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type>[<|][uif][1248])', 'fortran_order': (?P<order>True|False), "
+    rb"'shape': \((?P<shape>(\d{1,12}, ?)?(\d{1,12})?)\), \} *\n",
+    re.DOTALL,
+)
 GENERATORS = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM}
 
 
@@ -69,12 +75,14 @@ class State:
         columns = {self.F.shape[1], self.values.shape[1]}
         if columns != {identity["objectives"]} or len(self.share) != shares or not all(0 < s <= 1 for s in self.share):
             raise FormatError("a search state must hold its objectives and shares, but those of this one are damaged; start anew")
+        if len(self.screen) not in (0, int((space.sizes + 1).sum())):
+            raise FormatError("a search state must hold what was learned of each code, but in this one that is damaged; start anew")
         try:
             for codes in (self.codes, self.archive):
                 space.validate(codes)
         except ArchError as error:
             raise FormatError(f"a search state must hold networks of {space.name}, but it is damaged: {error}") from error
-        if not len(self.codes):
+        if not len(self.codes) or not len(self.archive):
             raise FormatError("a search state must hold at least one network, but it holds none; start anew")
 
 
@@ -139,15 +147,18 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _array(content: bytes) -> npt.NDArray[Any]:
-    """One array in numpy's own format; its header must announce as many bytes as there are."""
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array has an unknown version")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    body = content[stream.tell() :]
-    if dtype.hasobject or min(shape, default=0) < 0 or len(body) != math.prod(shape) * dtype.itemsize:
-        raise ValueError("an array is not as long as it says, or holds objects")
-    return np.frombuffer(body, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy(order="C")
+    """One array in numpy's own format; its header must announce as many bytes as there are.
+
+    Numpy reads headers as Python, which a hostile one brings to all kinds of errors; those of our files fit one pattern.
+    """
+    header = HEADER.match(content)
+    if header is None:
+        raise ValueError("an array has a header that is not of this format")
+    dtype, shape = np.dtype(header["type"].decode()), tuple(int(n) for n in header["shape"].split(b",") if n.strip())
+    body = content[header.end() :]
+    if len(body) != math.prod(shape) * dtype.itemsize:
+        raise ValueError("an array is not as long as it says")
+    return np.frombuffer(body, dtype=dtype).reshape(shape, order="F" if header["order"] == b"True" else "C").copy(order="C")
 
 
 def _state(arrays: Mapping[str, npt.NDArray[Any]]) -> State:
@@ -160,8 +171,8 @@ def _state(arrays: Mapping[str, npt.NDArray[Any]]) -> State:
     meta = parse_json(arrays["meta"].tobytes().decode())
     if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
         raise ValueError(f"it is not of format {FORMAT}")
-    parts: dict[str, Any] = {**meta, **{name: arrays[name] for name in DTYPES}}
-    return State(**parts)
+    parts: dict[str, Any] = {name: arrays[name] for name in DTYPES}
+    return State(**meta, **parts)
 
 
 def _check_contents(state: State) -> None:
@@ -175,4 +186,5 @@ def _check_contents(state: State) -> None:
         raise ValueError("its networks and objectives differ in number")
     if not all(np.isfinite(values).all() for values in (state.F, state.values, state.share, state.screen)):
         raise ValueError("some of its values are not finite")
-    state.rng()
+    if state.rng().bit_generator.state != state.generator:
+        raise ValueError("its generator is no record of one")
