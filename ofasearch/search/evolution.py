@@ -9,7 +9,7 @@ import numpy as np
 
 from ofasearch.errors import UsageError
 from ofasearch.search import screen
-from ofasearch.search.operators import breed
+from ofasearch.search.operators import breed, mutate
 from ofasearch.search.problem import Problem, Search, SearchConfig
 from ofasearch.search.run import Run, drive
 from ofasearch.search.state import State
@@ -17,6 +17,7 @@ from ofasearch.space.core import Codes
 
 ELITE_SHARE = 0.4  # of the parents: the best whatever their resolution
 LEAST_SHARE = 0.02  # a budget that almost no child keeps must not make a generation endless
+STRANGE_UNITS = 2.0  # units that a mutant made for want of new children changes on average, at least
 PER_RESOLUTION = 3  # parents that each resolution may keep beside the elite
 
 
@@ -31,29 +32,20 @@ class EvolutionConfig(SearchConfig):
     refine: bool = True
 
     def __post_init__(self) -> None:
-        if (
-            self.population < 4
-            or self.generations < 0
-            or self.keep < 1
-            or not 0 < self.parent_ratio <= 1
-            or not 0 <= self.mutation_ratio <= 1
-            or not 0 <= self.mutation_probability <= 1
-            or not 0 < self.screen <= 1
-        ):
-            ratios = (self.parent_ratio, self.mutation_ratio, self.mutation_probability, self.screen)
-            raise UsageError(
-                "evolution needs a population of at least 4, generations of at least 0, 1 or more to keep and ratios in (0, 1], "
-                f"but got {self.population}, {self.generations}, {self.keep} and {ratios}"
-            )
+        SearchConfig.__post_init__(self)
+        ratios = (self.parent_ratio, self.mutation_ratio, self.mutation_probability, self.screen)
+        if not all(0 <= ratio <= 1 for ratio in ratios) or not self.parent_ratio or not self.screen:
+            raise UsageError(f"evolution needs ratios in [0, 1], those of parents and of screened children above 0, but got {ratios}")
 
 
 def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator, start: State | None = None) -> Search:
     """Yield the best networks after the initial population and after every generation.
 
     A generation makes `population` children that keep the budgets, and the parents survive. No network is evaluated
-    twice: children that are known already are left out (the published finder evaluates copies again, and most of its
-    children are). Of the new ones the most promising quarter is evaluated (`screen`); the others may come again. The last
-    children count (it looks for the best before it makes them and never sees the last hundred).
+    twice, but by the refinement at the end: children that are known already are left out (the published finder evaluates
+    copies again, and most of its children are). Of the new ones the most promising quarter is evaluated (`screen`); the
+    others may come again. The last children count (it looks for the best before it makes them and never sees the last
+    hundred).
     `start` goes on from a state of this search. Raises InfeasibleError, UsageError, MismatchError.
 
     Reference: once-for-all, section 3.4, and its tutorial's evolution finder.
@@ -75,6 +67,8 @@ def _breed(run: Run, config: EvolutionConfig) -> None:
             run.screen = screen.learn(run.problem.space, run.codes, run.F[:, 0])
         children = screen.most_promising(run.problem.space, children, run.screen, config.screen)
     fresh = run.unseen.take(children, config.population)
+    if len(fresh) < screen.LEAST:
+        fresh = np.concatenate([fresh, run.unseen.take(_strangers(run, config, run.codes[chosen]), screen.LEAST - len(fresh))])
     if len(fresh):
         survivors = np.zeros(len(run.codes), dtype=bool)
         survivors[chosen] = survivors[order[: config.keep]] = True
@@ -96,6 +90,17 @@ def _children(run: Run, config: EvolutionConfig, parents: Codes) -> Codes:
     run.share = np.maximum([len(kept[0]) / max(1, n_cross), len(kept[1]) / max(1, n_mutate)], LEAST_SHARE)
     first: Codes = children[np.concatenate([kept[0][: wanted[0]], kept[1][: wanted[1]]])]
     return first
+
+
+def _strangers(run: Run, config: EvolutionConfig, parents: Codes) -> Codes:
+    """Mutants that differ more from their parents and keep the budgets.
+
+    Where genes are few, as with fixed kernels, almost all children are known; without these the search would stand still.
+    """
+    probability = max(config.mutation_probability, STRANGE_UNITS / (int(run.units.max()) + 1))
+    chosen = parents[run.rng.integers(len(parents), size=config.population)]
+    mutants = mutate(run.problem.space, run.units, chosen, probability, run.rng)
+    return mutants[run.problem.feasible(mutants)]
 
 
 def _parents(resolution: Codes, n: int) -> Codes:

@@ -65,10 +65,6 @@ class Problem:
         """All objectives F (n, m)."""
         return np.stack([objective(codes) for objective in self.objectives], axis=1)
 
-    def violations(self, codes: Codes) -> Values:
-        """How far each budget is exceeded, (n, budgets), in the budgets' units; <= 0 is feasible."""
-        return np.stack([b.cost(codes) - b.limit for b in self.budgets], axis=1) if self.budgets else np.zeros((len(codes), 0))
-
     def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
         """Which networks keep all budgets, (n,)."""
         kept = np.ones(len(codes), dtype=bool)

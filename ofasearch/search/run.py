@@ -39,6 +39,7 @@ class Run:
     evaluations: int
     screen: Values  # (f,), what a searcher learned to expect of each code
     number: int = 0
+    front_limit: int = FRONT_LIMIT
 
     def evaluate(self, codes: Codes) -> Values:
         """Objectives (n, m) of networks that were never evaluated; they count and enter the archive."""
@@ -46,7 +47,8 @@ class Run:
         self.evaluations += len(codes)
         if F.shape[1] == 1 and len(self.values) == self.config.keep and F.min() >= self.values[-1, 0]:
             return F  # none is among the best
-        self.archive, self.values = best_of(np.concatenate([self.archive, codes]), np.concatenate([self.values, F]), self.config.keep)
+        known, values = np.concatenate([self.archive, codes]), np.concatenate([self.values, F])
+        self.archive, self.values = best_of(known, values, self.config.keep, self.front_limit)
         return F
 
     def refine(self) -> None:
@@ -54,6 +56,7 @@ class Run:
         winner, value, more = refine(self.problem, self.archive[0], float(self.values[0, 0]))
         self.evaluations += more
         if value < self.values[0, 0]:
+            self.unseen.take(winner[None], 1)
             row = np.array([[value]])
             self.codes, self.F = np.concatenate([winner[None], self.codes]), np.concatenate([row, self.F])
             archive, values = np.concatenate([winner[None], self.archive]), np.concatenate([row, self.values])
@@ -82,8 +85,8 @@ class Run:
         )
 
 
-def best_of(codes: Codes, F: Values, keep: int) -> tuple[Codes, Values]:
-    """With one objective the `keep` best, best first; with several the front, by the first objective, at most FRONT_LIMIT.
+def best_of(codes: Codes, F: Values, keep: int, front_limit: int) -> tuple[Codes, Values]:
+    """With one objective the `keep` best, best first; with several the front, by the first objective, at most `front_limit`.
 
     Of equal ones the earlier comes first.
     """
@@ -92,7 +95,7 @@ def best_of(codes: Codes, F: Values, keep: int) -> tuple[Codes, Values]:
     else:
         front = np.flatnonzero(nondominated(F))
         order = front[np.lexsort(F[front].T[::-1])]
-        order = order[_most_isolated(F[order], FRONT_LIMIT)]
+        order = order[_most_isolated(F[order], front_limit)]
     return codes[order], F[order]
 
 
@@ -111,7 +114,16 @@ def _most_isolated(F: Values, n: int) -> Codes:
 # -- from the first generation to the last ---------------------------------------------------------------------
 
 
-def begin(name: str, problem: Problem, config: SearchConfig, rng: np.random.Generator, codes: Codes, unseen: Unseen, shares: int) -> Run:
+def begin(
+    name: str,
+    problem: Problem,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    codes: Codes,
+    unseen: Unseen,
+    shares: int = 0,
+    front_limit: int = FRONT_LIMIT,
+) -> Run:
     """A run whose first population (k, g) is evaluated."""
     empty = np.zeros((0, len(problem.objectives)))
     run = Run(
@@ -128,6 +140,7 @@ def begin(name: str, problem: Problem, config: SearchConfig, rng: np.random.Gene
         share=np.ones(shares),
         screen=np.zeros(0),
         evaluations=0,
+        front_limit=front_limit,
     )
     run.F = run.evaluate(codes)
     return run

@@ -35,7 +35,7 @@ def exact(problem: Problem, config: SearchConfig, rng: np.random.Generator, star
     codes = codes[problem.feasible(codes)]
     if not len(codes):
         codes = problem.keeping()  # which raises: there is none
-    run = begin("exact", problem, config, rng, codes, Unseen(problem.space), shares=0)
+    run = begin("exact", problem, config, rng, codes, Unseen(problem.space), front_limit=len(codes))
     run.codes, run.F = run.archive, run.values  # nobody needs the others again
     yield run.report()
 
