@@ -83,7 +83,7 @@ def run(argv: list[str]) -> int:
         return _fail(error.format_message().rstrip(".") + hint, 2 if isinstance(error, click.UsageError) else 1)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _fail(
-            "interrupted; what was measured or checkpointed is kept, run the command again to go on (train and pareto: with --resume)", 130
+            "interrupted; what was measured or checkpointed is kept, run the command again to go on (searching, training: --resume)", 130
         )
     except OfaSearchError as error:
         return _fail(str(error), error.exit_code)

@@ -32,6 +32,8 @@ def pareto(request: ParetoRequest) -> Iterator[ParetoProgress | ParetoResult]:
     where none of it keeps what was preferred.
     """
     axes, wishes = _asked(request)
+    yield from _fetched(request)
+    request = replace(request, question=with_predictor(replace(request.question, objective=axes[0].name)))
     setup = yield from _prepared(request, axes)
     task = _task(request, setup, axes, wishes)
     found: dict[str, Found] = {}
@@ -66,13 +68,16 @@ def _asked(request: ParetoRequest) -> tuple[tuple[Axis, ...], tuple[Wish, ...]]:
     return axes, wishes
 
 
-def _prepared(request: ParetoRequest, axes: Sequence[Axis]) -> Generator[ParetoProgress, None, Setup]:
-    """What `prepare` makes of the question, after a supernet that must be fetched was."""
+def _fetched(request: ParetoRequest) -> Iterator[ParetoProgress]:
+    """Fetch a supernet that must be."""
     for fetched in zoo.fetch_supernet(request.question.supernet):
         yield ParetoProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
+
+
+def _prepared(request: ParetoRequest, axes: Sequence[Axis]) -> Generator[ParetoProgress, None, Setup]:
+    """What `prepare` makes of the question."""
     setup: Setup | None = None
-    question = with_predictor(replace(request.question, objective=axes[0].name))
-    for event in prepare(question, costs=tuple(axis.name for axis in axes[1:])):
+    for event in prepare(request.question, costs=tuple(axis.name for axis in axes[1:])):
         if isinstance(event, LatencyProgress):
             phase = f"measuring this machine: {event.what}"
             yield ParetoProgress(phase=phase, done=event.done, total=event.total, eta_seconds=event.eta_seconds)

@@ -201,7 +201,7 @@ def test_the_run_lies_in_a_folder_of_its_own_by_default(capsys, tmp_path, monkey
         (2, "--seed -1", "--seed must be at least 0, but got -1"),
         (2, f"--target {DESK} --target rtx2080", "there must be one --latency for each --target"),
         (1, "--target nowhere", "target must be cpu, one of"),
-        (1, "--space ofa-mbv3-w1.0", "needs an accuracy predictor"),
+        (1, "--space ofa-mbv3-w1.2", "needs an accuracy predictor"),
         (3, "--flops 1M", "MACs budget must be at least 4.155 M"),
         (3, f"--target {DESK} --latency 1us", "latency budget must be at least 0."),
         (3, "--prefer top1>=95", "none of 16 does; the nearest is compofa-mbv3-cifar@r32-4-4-4-2-4 with top1 87.40 %"),

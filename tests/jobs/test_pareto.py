@@ -210,11 +210,15 @@ def test_error_bars_are_told_and_the_lower_bound_is_an_objective(tmp_path, shipp
 
 
 def test_measured_networks_have_no_lower_bound(tmp_path):
-    with pytest.raises(UsageError, match="lcb needs a predictor that carries error bars"):
-        ofasearch.pareto(objectives=("lcb", "macs"), out=tmp_path / "run")
     with pytest.raises(UsageError, match="--prefer lcb needs a predictor that carries error bars"):
         ofasearch.pareto(prefer="lcb>=80", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_lower_bound_is_that_of_the_shipped_predictor(tmp_path):
+    record = ofasearch.pareto(objectives=("lcb", "macs"), out=tmp_path)
+    assert (record["predictor"], record["predicted_top1_source"]) == ("cifar10-compofa", "accuracy predictor")
+    assert all(point["error_bar"] > 0 for point in record["front"])
 
 
 # -- targets ---------------------------------------------------------------------------------------------------
