@@ -112,7 +112,7 @@ def test_the_lower_bound_is_the_objective_and_the_prediction_is_what_is_told(mad
 
 def test_a_lower_bound_needs_error_bars(shared_data, tmp_path):
     with pytest.raises(UsageError, match="--objective lcb needs a predictor that carries error bars, but none was given"):
-        ofasearch.find(macs=BUDGET, objective="lcb", out=tmp_path / "run")
+        ofasearch.find(macs=3e8, space="ofa-mbv3-w1.2", objective="lcb", out=tmp_path / "run")
     tutorial = str(shared_data / "ofa" / "acc_predictor.pth")
     with pytest.raises(MismatchError, match="the predictor must carry error bars for that, but has none"):
         ofasearch.find(macs=3e8, space="ofa-mbv3-w1.2", predictor=tutorial, objective="lcb", out=tmp_path / "run")
