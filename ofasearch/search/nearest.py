@@ -11,7 +11,7 @@ from ofasearch.search.problem import Problem
 from ofasearch.search.unguided import enumerate_exactly, is_small
 from ofasearch.space.core import Codes, Cost, Values
 
-EFFORT = EvolutionConfig(population=100, generations=150, keep=1)  # a quarter of a second
+EFFORT = EvolutionConfig(population=100, generations=150, keep=1, screen=1.0)  # a quarter of a second
 
 
 @dataclass(frozen=True, slots=True)

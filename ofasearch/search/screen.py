@@ -30,9 +30,9 @@ def learn(space: Space, codes: Codes, objective: Values) -> Values:
     """What each code of each gene adds to the objective, (f,), by ridge regression on n networks."""
     x = one_hot(space, codes)
     x -= x.mean(axis=0)
-    moments = x.T @ x
-    moments.flat[:: len(moments) + 1] += RIDGE
-    return np.asarray(np.linalg.solve(moments, x.T @ (objective - objective.mean()).astype(np.float32)), dtype=np.float64)
+    products = x @ x.T  # n x n: there are fewer networks than features
+    products.flat[:: len(products) + 1] += RIDGE
+    return np.asarray(x.T @ np.linalg.solve(products, (objective - objective.mean()).astype(np.float32)), dtype=np.float64)
 
 
 def most_promising(space: Space, codes: Codes, weights: Values, share: float) -> Codes:
