@@ -28,7 +28,7 @@ class EvolutionConfig(SearchConfig):
     parent_ratio: float = 0.25
     mutation_ratio: float = 0.5
     mutation_probability: float = 0.1  # per block, per stage depth, and for the resolution
-    screen: float = 0.3  # of the new children, those that a regression on former networks rates best are evaluated; 1: all
+    screen: float = 0.25  # of the new children, those that a regression on former networks rates best are evaluated; 1: all
     refine: bool = True
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ def evolve(problem: Problem, config: EvolutionConfig, rng: np.random.Generator, 
 
     A generation makes `population` children that keep the budgets, and the parents survive. No network is evaluated
     twice, but by the refinement at the end: children that are known already are left out (the published finder evaluates
-    copies again, and most of its children are). Of the new ones the most promising three of ten are evaluated (`screen`); the
+    copies again, and most of its children are). Of the new ones the most promising quarter is evaluated (`screen`); the
     others may come again. The last children count (it looks for the best before it makes them and never sees the last
     hundred).
     `start` goes on from a state of this search. Raises InfeasibleError, UsageError, MismatchError.

@@ -30,9 +30,12 @@ def learn(space: Space, codes: Codes, objective: Values) -> Values:
     """What each code of each gene adds to the objective, (f,), by ridge regression on n networks."""
     x = one_hot(space, codes)
     x -= x.mean(axis=0)
-    products = x @ x.T  # n x n: there are fewer networks than features
+    y = (objective - objective.mean()).astype(np.float32)
+    dual = len(x) < x.shape[1]  # the smaller of both systems has the same solution
+    products = x @ x.T if dual else x.T @ x
     products.flat[:: len(products) + 1] += RIDGE
-    return np.asarray(x.T @ np.linalg.solve(products, (objective - objective.mean()).astype(np.float32)), dtype=np.float64)
+    weights = x.T @ np.linalg.solve(products, y) if dual else np.linalg.solve(products, x.T @ y)
+    return np.asarray(weights, dtype=np.float64)
 
 
 def most_promising(space: Space, codes: Codes, weights: Values, share: float) -> Codes:
