@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ofasearch.errors import UsageError
+from ofasearch.errors import MismatchError, UsageError
 from ofasearch.search.front import nondominated
 from ofasearch.search.operators import Unseen, initial, unit_index
 from ofasearch.search.problem import Generation, Problem, Search, SearchConfig
@@ -149,6 +149,8 @@ def begin(
 def restored(name: str, problem: Problem, config: SearchConfig, start: State, shares: int) -> Run:
     """The run as it was when `start` was taken. Raises MismatchError, FormatError."""
     start.check(problem.identity(name, config), problem.space, shares)
+    if not problem.feasible(np.concatenate([start.codes, start.archive])).all():
+        raise MismatchError("networks of a search state must keep the budgets, but prices are others now than they were; start anew")
     unseen = Unseen(problem.space)
     unseen.restore(start.known)
     return Run(

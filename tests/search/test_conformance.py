@@ -407,6 +407,14 @@ def test_a_state_of_another_search_is_refused(case):
     refused(case, state, MismatchError, 'space, ".*", but the state\'s is ".*"', problem_of(other, case.objectives, (own.budgets[0],)))
 
 
+def test_a_state_from_before_prices_rose_is_refused(case):
+    state, own = record(case).generations[-1].state, case.problem()
+    [limit] = own.budgets
+    rise = 0.999 * limit.limit / limit.cost.bounds().lowest
+    dearer = replace(own, budgets=(replace(limit, cost=limit.cost.scaled(rise, 0.0)),))
+    refused(case, state, MismatchError, "must keep the budgets, but prices are others now than they were", dearer)
+
+
 def narrowed(case):
     """The same problem on a space of the same name with fewer resolutions."""
     space = space_of(case.space).with_resolutions((128, 176))
