@@ -29,12 +29,12 @@ class GeneticConfig(SearchConfig):
 
     generations: int = 250
     crossover_probability: float = 0.9
-    mutation_probability: float = 0.03  # per block, per stage depth, and for the resolution
+    mutation_probability: float | None = None  # per block, per stage depth, and for the resolution; None: so that one changes
 
     def __post_init__(self) -> None:
         SearchConfig.__post_init__(self)
         probabilities = (self.crossover_probability, self.mutation_probability)
-        if not all(0 <= p <= 1 for p in probabilities):
+        if not all(p is None or 0 <= p <= 1 for p in probabilities):
             raise UsageError(f"a genetic search needs probabilities in [0, 1], but got {probabilities}")
 
 
@@ -113,16 +113,20 @@ def _paired(chosen: Codes, F: Values) -> Codes:
 
 
 def _children(run: Run, config: GeneticConfig, parents: Codes) -> Codes:
-    """Up to `population` new feasible children of the parents (n, 2, g), in turn."""
-    space, rng, proposed = run.problem.space, run.rng, 0
+    """Up to `population` new feasible children of the parents (n, 2, g), in turn.
+
+    While too few of them are new, which is so where genes are few, mutations get more probable.
+    """
+    space, rng, proposed, parents = run.problem.space, run.rng, 0, run.rng.permutation(parents)
+    probability = 1 / (int(run.units.max()) + 1) if config.mutation_probability is None else config.mutation_probability
 
     def propose(size: int) -> Codes:
         nonlocal proposed
-        turn = np.arange(proposed, proposed + size) % len(parents)
+        turn, increase = np.arange(proposed, proposed + size) % len(parents), 1 + proposed / len(parents)
         proposed += size
         mothers, fathers = parents[turn, 0], parents[turn, 1]
         alone = rng.random((size, 1), dtype=np.float32) >= config.crossover_probability
         crossed = np.where(alone, mothers, cross(space, mothers, fathers, rng))
-        return mutate(space, run.units, crossed, config.mutation_probability, rng)
+        return mutate(space, run.units, crossed, min(1.0, increase * probability), rng)
 
     return fill(run.problem, config.population, run.unseen, propose)
