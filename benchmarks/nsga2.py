@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def main() -> None:
             for label, name in spaces.items():
                 runs += compare(*make_problem(table, predictor, name), label, population, evaluations, options.seeds)
     inputs = [options.data / "acc_predictor.pth", *sorted((options.data / "note10").glob("*.yaml"))]
-    record = provenance(threads=1, seeds=options.seeds, inputs={path.name: file_digest(path) for path in inputs})
+    versions = {name: metadata.version(name) for name in ("pymoo", "moocore")}
+    record = provenance(threads=1, seeds=options.seeds, peers=versions, inputs={path.name: file_digest(path) for path in inputs})
     write_json(options.out, record | {"runs": [asdict(run) for run in runs]})
     print(show(runs))
 
