@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofasearch.errors import InfeasibleError
-from ofasearch.search.operators import Unseen, cross, fill, initial, mutate, unit_index
+from ofasearch.search.operators import Unseen, breed, cross, fill, initial, mutate, unit_index
 from ofasearch.search.problem import Budget, Problem
 from ofasearch.space.costs import macs
 from ofasearch.space.families import DESIGNS, get_space
@@ -90,6 +90,14 @@ def test_children_are_valid_and_canonical_and_leave_their_parents_alone(space, r
 def test_a_network_crossed_with_itself_is_itself(space, rng):
     parents = space.sample(100, rng)
     assert (cross(space, parents, parents, rng) == parents).all()
+
+
+def test_breeding_is_crossing_and_then_mutating(space):
+    mothers, fathers, parents = (space.sample(count, np.random.default_rng(count)) for count in (60, 60, 40))
+    rng, again, units = np.random.default_rng(1), np.random.default_rng(1), unit_index(space)
+    bred = breed(space, units, (mothers, fathers), parents, 0.2, rng)
+    assert (bred[:60] == cross(space, mothers, fathers, again)).all()
+    assert (bred[60:] == mutate(space, units, parents, 0.2, again)).all()
 
 
 # -- no network twice ------------------------------------------------------------------------------------------
