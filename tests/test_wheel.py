@@ -111,7 +111,17 @@ def test_the_installed_command_finds_a_network_in_an_empty_folder(installed, tmp
     assert [path.name for path in empty.iterdir()] == ["runs"]
     (folder,) = (empty / "runs").iterdir()
     assert json.loads((folder / "result.json").read_text()) == record
-    names = {"result.json", "log.jsonl", "net.config", "run.config", "subnet.onnx", "subnet.pt"}
+    names = {
+        "result.json",
+        "run.json",
+        "log.jsonl",
+        "net.config",
+        "run.config",
+        "subnet.onnx",
+        "subnet.pt",
+        "table-cpu.csv",
+        "table-cpu.json",
+    }
     assert {path.name for path in folder.iterdir()} == names
     files = [Path(path) for path in record["files"].values()]
     assert sorted(path.name for path in files) == ["net.config", "subnet.onnx", "subnet.pt"]
