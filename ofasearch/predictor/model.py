@@ -190,7 +190,8 @@ class OnSpace:
 
     def __call__(self, codes: Codes) -> Values:
         """Predicted top-1 (n,), a fraction."""
-        return np.asarray(self.members(codes).mean(axis=0))
+        members = self.members(codes)
+        return members[0] if len(members) == 1 else np.asarray(members.mean(axis=0))
 
     def with_error(self, codes: Codes, level: float = LEVEL) -> tuple[Values, Values]:
         """Predicted top-1 (n,) and half-widths (n,), as `Predictor.with_error`."""

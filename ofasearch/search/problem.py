@@ -63,6 +63,8 @@ class Problem:
 
     def values(self, codes: Codes) -> Values:
         """All objectives F (n, m)."""
+        if len(self.objectives) == 1:
+            return self.objectives[0](codes)[:, None]  # without the detour of a stack of one
         return np.stack([objective(codes) for objective in self.objectives], axis=1)
 
     def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
