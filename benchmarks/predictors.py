@@ -35,8 +35,7 @@ def cut_in_time(files: list[Path]) -> tuple[Pairs, Pairs]:
     counts = np.bincount(pairs.group)
     place = np.concatenate([np.arange(count) / count for count in counts])
     early = pairs.take(np.flatnonzero(place < SHARE))
-    s = pairs.settings
-    rows = np.column_stack([s.ks, s.e, s.d, s.r])
+    rows = pairs.settings.rows()
     known = {row.tobytes() for row in rows[place < SHARE]}
     late = pairs.take(np.array([i for i in np.flatnonzero(place >= SHARE) if rows[i].tobytes() not in known]))
     return as_one(early), as_one(late)

@@ -67,10 +67,7 @@ def _joined(one: Pairs, other: Pairs) -> Pairs:
 
 def _by_shared(known: Pairs, new: Pairs) -> float | None:
     """The mean difference on networks that both measured, where they are enough."""
-    rows = [
-        np.column_stack([c for c in (p.settings.ks, p.settings.e, p.settings.d, p.settings.r, p.settings.w) if c is not None])
-        for p in (known, new)
-    ]
+    rows = known.settings.rows(), new.settings.rows()
     before = {row.tobytes(): float(top1) for row, top1 in zip(rows[0], known.top1, strict=True)}
     found = [float(top1) - before[row.tobytes()] for row, top1 in zip(rows[1], new.top1, strict=True) if row.tobytes() in before]
     return float(np.mean(found)) if len(found) >= SHARED else None

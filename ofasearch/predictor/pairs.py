@@ -122,8 +122,7 @@ class Pairs:
 
 def _distinct(settings: Settings, group: Codes | None = None) -> tuple[Codes, Codes]:
     """Where each distinct network (of each group) is met first, in that order, and which of them each row (n,) is."""
-    columns = (settings.ks, settings.e, settings.d, settings.r, settings.w, group)
-    rows = np.column_stack([column for column in columns if column is not None])
+    rows = settings.rows() if group is None else np.column_stack([settings.rows(), group])
     _, first, row = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty_like(order)

@@ -152,6 +152,10 @@ class Settings:
         """The networks at these positions."""
         return Settings(self.ks[index], self.e[index], self.d[index], self.r[index], self.w[index] if self.w is not None else None)
 
+    def rows(self) -> Codes:
+        """One row of numbers per network (n, columns); networks of one family are equal where their rows are."""
+        return np.column_stack([part for part in (self.ks, self.e, self.d, self.r, self.w) if part is not None])
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
