@@ -33,7 +33,7 @@ from ofasearch.jobs.measuring import LatencyProgress
 from ofasearch.jobs.search_folder import RUN, SearchFolder
 from ofasearch.jobs.search_record import found_of, record_of
 from ofasearch.jobs.searching import FindProgress, FindRequest
-from ofasearch.jobs.setup import Setup, prepare, with_predictor
+from ofasearch.jobs.setup import Setup, prepare
 from ofasearch.latency.machine import fingerprint, load_warning
 from ofasearch.latency.stopwatch import timing_json
 from ofasearch.records import append_line, check_writable, provenance, write_atomic, write_json
@@ -64,7 +64,6 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
     data = limited(load_data(request.data), request.images, request.calibration_images) if request.data is not None else None
     for fetched in zoo.fetch_supernet(request.question.supernet):
         yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
-    request = replace(request, question=with_predictor(request.question))
     setup: Setup | None = None
     for event in prepare(request.question, data):
         if isinstance(event, LatencyProgress):
@@ -75,7 +74,7 @@ def find(request: FindRequest) -> Iterator[FindProgress | FindResult]:
             setup = event
     assert setup is not None  # prepare ends with it or raises
     _check_data(setup, data)
-    request = request.settled(setup.problem)
+    request = replace(request, question=setup.question).settled(setup.problem)
     path = request.out or Path("runs") / f"find-{setup.space.name}"
     folder = SearchFolder(path, record_of(request, inputs_of(request.question, setup)), request.resume)
     folder.open()

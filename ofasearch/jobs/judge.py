@@ -12,6 +12,8 @@ from ofasearch.jobs.network import Network
 from ofasearch.predictor import Predictor
 from ofasearch.space.core import Settings, Values
 
+PREDICTED, MEASURED = "accuracy predictor", "measured on the validation split"  # how a top-1 is known, in every answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
@@ -89,7 +91,7 @@ def _measured(name: str, members: Members) -> Judge:
     top1 = members.top1("validation")
     return Judge(
         name=name,
-        source="measured on the validation split",
+        source=MEASURED,
         resolutions=members.space.resolutions,
         score=lambda settings: top1[members.index(members.space.from_settings(settings))],
     )
@@ -100,7 +102,7 @@ def _predicting(name: str, predictor: Predictor) -> Judge:
     rmse = held_out.get("rmse_points") if isinstance(held_out, dict) else None
     return Judge(
         name=name,
-        source="accuracy predictor",
+        source=PREDICTED,
         resolutions=predictor.encoder.resolutions,
         score=predictor,
         rmse=rmse / 100 if isinstance(rmse, int | float) else None,

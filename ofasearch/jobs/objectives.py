@@ -14,12 +14,11 @@ import numpy.typing as npt
 from ofasearch.errors import NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.exam import Exam
+from ofasearch.jobs.judge import MEASURED, PREDICTED
 from ofasearch.predictor import Predictor
 from ofasearch.predictor.model import LEVEL
 from ofasearch.search.problem import Objective
 from ofasearch.space.core import Codes, Space, Values
-
-PREDICTED, MEASURED = "accuracy predictor", "measured on the validation split"  # how a top-1 is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

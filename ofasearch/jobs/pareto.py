@@ -17,7 +17,7 @@ from ofasearch.jobs.pareto_answer import RESULT, ParetoResult, unkept, write_ans
 from ofasearch.jobs.pareto_task import EXACT, ParetoRequest, Task
 from ofasearch.jobs.prefer import Wish, needs, parse_wishes
 from ofasearch.jobs.searching import COUNT_LIMIT
-from ofasearch.jobs.setup import Setup, prepare, with_predictor
+from ofasearch.jobs.setup import Setup, prepare
 from ofasearch.records import check_writable
 from ofasearch.search.searchers import SEARCHERS
 from ofasearch.space.core import ENUMERATION_LIMIT
@@ -32,10 +32,8 @@ def pareto(request: ParetoRequest) -> Iterator[ParetoProgress | ParetoResult]:
     where none of it keeps what was preferred.
     """
     axes, wishes = _asked(request)
-    yield from _fetched(request)
-    request = replace(request, question=with_predictor(replace(request.question, objective=axes[0].name)))
     setup = yield from _prepared(request, axes)
-    task = _task(request, setup, axes, wishes)
+    task = _task(replace(request, question=setup.question), setup, axes, wishes)
     found: dict[str, Found] = {}
     for name in _searches(task):
         found[name] = yield from _search(task, name)
@@ -68,16 +66,12 @@ def _asked(request: ParetoRequest) -> tuple[tuple[Axis, ...], tuple[Wish, ...]]:
     return axes, wishes
 
 
-def _fetched(request: ParetoRequest) -> Iterator[ParetoProgress]:
-    """Fetch a supernet that must be."""
+def _prepared(request: ParetoRequest, axes: Sequence[Axis]) -> Generator[ParetoProgress, None, Setup]:
+    """What `prepare` makes of the question, after a supernet that must be fetched was."""
     for fetched in zoo.fetch_supernet(request.question.supernet):
         yield ParetoProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
-
-
-def _prepared(request: ParetoRequest, axes: Sequence[Axis]) -> Generator[ParetoProgress, None, Setup]:
-    """What `prepare` makes of the question."""
     setup: Setup | None = None
-    for event in prepare(request.question, costs=tuple(axis.name for axis in axes[1:])):
+    for event in prepare(replace(request.question, objective=axes[0].name), costs=tuple(axis.name for axis in axes[1:])):
         if isinstance(event, LatencyProgress):
             phase = f"measuring this machine: {event.what}"
             yield ParetoProgress(phase=phase, done=event.done, total=event.total, eta_seconds=event.eta_seconds)

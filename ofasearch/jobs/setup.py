@@ -116,6 +116,7 @@ class Device:
 class Setup:
     """A question made ready: `supernet` is None when only an architecture can be answered."""
 
+    question: Question  # with the shipped predictor, where it named none and needs one
     problem: Problem
     space: Space
     judge: Judge  # what the search goes by
@@ -156,16 +157,10 @@ def show_bytes(value: float) -> str:
     return f"{value / 1e6:.4g} MB" if value >= 1e4 else f"{value:g} B"
 
 
-def with_predictor(question: Question) -> Question:
-    """The question with the predictor that is shipped for its networks, where it names none and needs one.
-
-    Raises NotFoundError, FormatError, MismatchError (space or supernet).
-    """
-    if question.predictor is not None or question.objective == "measured":
-        return question
-    supernet = _supernet(question)
-    space = _space(question, supernet)
-    if supernet is not None and supernet.members is not None and space is supernet.weights.space and question.objective == "top1":
+def _with_predictor(question: Question, supernet: zoo.TrainedSupernet | None, space: Space) -> Question:
+    """The question with the predictor that is shipped for its networks, where it names none and needs one."""
+    measured = supernet is not None and supernet.members is not None and space is supernet.weights.space
+    if question.predictor is not None or question.objective == "measured" or (measured and question.objective == "top1"):
         return question
     return replace(question, predictor=zoo.predictor_for(space, supernet))
 
@@ -184,6 +179,7 @@ def prepare(
         local_runtime(question)  # refuses what does not go together before anything is loaded
     supernet = _supernet(question)
     space = _space(question, supernet)
+    question = _with_predictor(question, supernet, space)
     predictor = zoo.get_predictor(question.predictor) if question.predictor is not None else None
     if predictor is not None:
         predictor.check_space(space)
@@ -206,6 +202,7 @@ def prepare(
             limit, highest = budget.show(budget.limit), budget.show(bounds.highest)
             notes.append(f"every subnet keeps the {budget.name} budget of {limit}: the largest takes {highest}")
     yield Setup(
+        question=question,
         problem=problem,
         space=space,
         judge=judge,
