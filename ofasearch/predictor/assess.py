@@ -65,7 +65,7 @@ def assess(
 
     Files that lie apart are brought to the scale of the first, repeated measurements are averaged. A fifth of the networks is
     held out; the predictor that is handed on was fitted on all. Given `held_out`, those judge and are never fitted.
-    Raises UsageError for fewer than 8 networks.
+    Raises UsageError for fewer than 16 networks.
     """
     if len(pairs.sources) > 1:
         yield FitProgress(phase="comparing the files", done=0, total=1)
@@ -73,12 +73,7 @@ def assess(
     data = without_offsets(pairs, offsets)
     if len(data) < 2 * LEAST_PAIRS:
         raise UsageError(f"a predictor and its error need at least {2 * LEAST_PAIRS} measured networks, but got {len(data)}")
-    if held_out is None:
-        order = np.random.default_rng(config.seed).permutation(len(data))
-        cut = max(LEAST_PAIRS // 2, round(HELD_OUT * len(data)))
-        train, judged = data.take(order[cut:]), data.take(order[:cut])
-    else:
-        train, judged = data, held_out
+    train, judged = (data, held_out) if held_out is not None else _split(data, config.seed)
     if config.weight_decay is None:
         yield FitProgress(phase="choosing how much to smooth", done=0, total=1)
         config = replace(config, weight_decay=chosen_decay(encoder, train, space, config))
@@ -114,11 +109,23 @@ def assess(
     )
 
 
+def _split(data: Pairs, seed: int) -> tuple[Pairs, Pairs]:
+    """A random part to fit, and a fifth to judge by."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    cut = _left_out(data)
+    return data.take(order[cut:]), data.take(order[:cut])
+
+
+def _left_out(data: Pairs) -> int:
+    """How many networks a fit leaves out to be judged by."""
+    return max(LEAST_PAIRS // 2, round(HELD_OUT * len(data)))
+
+
 def chosen_decay(encoder: Encoder, train: Pairs, space: str, config: FitConfig) -> float:
     """The weight decay under which small ensembles on four fifths of the networks predict the others best, twice over."""
     if len(train) < 2 * LEAST_PAIRS:
         return DECAYS[0]
-    cut, everyone = max(LEAST_PAIRS // 2, round(HELD_OUT * len(train))), np.arange(len(train))
+    cut, everyone = _left_out(train), np.arange(len(train))
     small, errors = replace(config, members=min(CURVE_MEMBERS, config.members)), dict.fromkeys(DECAYS, 0.0)
     for left_out in (everyone[:cut], everyone[-cut:]):
         judged, rest = train.take(left_out), train.take(np.setdiff1d(everyone, left_out))
