@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from ofasearch.errors import ArchError, FormatError, MismatchError
 from ofasearch.records import write_atomic
+from ofasearch.space.containment import recoded
 from ofasearch.space.core import Blueprint, Codes, LayerSpec, Space
 from ofasearch.supernet.weights import Array, norm_names, read_safetensors
 
@@ -61,11 +62,8 @@ class Members:
         return np.asarray((self.predictions[split] == self.labels[split][None]).mean(axis=1))
 
     def narrowed(self, space: Space) -> Members:
-        """The members at the resolutions that `space`, the same space with fewer of them, still has; codes are those of `space`."""
-        resolution = np.array(self.space.resolutions)[self.codes[:, 0] - 1]
-        kept = np.isin(resolution, space.resolutions)
-        codes = self.codes[kept]
-        codes[:, 0] = np.searchsorted(space.resolutions, resolution[kept]) + 1
+        """The members that are networks of `space`, the same space with fewer choices; codes are those of `space`."""
+        kept, codes = recoded(self.codes.astype(np.int64), self.space, space)
         predictions = {split: p[kept] for split, p in self.predictions.items()}
         return replace(self, space=space, codes=codes, predictions=predictions, nodes=self.nodes[kept])
 

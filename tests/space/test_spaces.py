@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ofasearch.errors import ArchError, NotFoundError
+from ofasearch.space.containment import containing, equal_filters, recoded
 from ofasearch.space.core import Gate, Gene, LayerSpec, Settings, Slot, Space
 from ofasearch.space.costs import activation_bytes, macs, params
 from ofasearch.space.families import DESIGNS, get_space
@@ -230,6 +231,68 @@ def test_a_hundred_thousand_networks_are_priced_in_one_call(rng):
     chosen = rng.choice(len(codes), 100, replace=False)
     assert (priced[chosen] == walk(space, codes[chosen], macs, sum)).all()
     assert (priced == np.concatenate([cost(part) for part in np.array_split(codes, 7)])).all()
+
+
+def repeated(codes, n):
+    return np.tile(codes, (n, 1))
+
+
+def test_the_space_that_contains_a_network_holds_exactly_the_networks_that_contain_it(space, rng):
+    others = np.concatenate([space.sample(300, rng), [space.largest(), space.smallest()]])
+    for small in (*space.sample(5, rng), space.smallest(), space.largest()):
+        inside = containing(space, small)
+        kept, codes = recoded(others, space, inside)
+        assert (kept == space.contains(others, repeated(small, len(others)))).all()
+        inside.validate(codes)
+        assert (inside.settings(codes).rows() == space.settings(others[kept]).rows()).all()
+
+
+def test_what_is_drawn_from_the_space_that_contains_a_network_contains_it(space, rng):
+    for small in space.sample(5, rng):
+        inside = containing(space, small)
+        codes = inside.sample(200, rng)
+        inside.validate(codes)
+        lifted = inside.lift(codes, space)
+        assert space.contains(lifted, repeated(small, len(lifted))).all()
+        assert inside.arch(codes[0]) == space.arch(lifted[0])
+        assert inside.blueprint(codes[0]) == space.blueprint(lifted[0])
+        assert set(lifted[:, 0]) == set(codes[:, 0])  # every resolution
+
+
+def test_the_network_itself_is_the_cheapest_of_the_space_that_contains_it(space, rng):
+    for row in space.sample(5, rng):
+        inside, small = containing(space, row), np.array([1, *row[1:]])
+        bounds = inside.tabulate(macs).bounds()
+        assert bounds.lowest == macs_of_network(space, small)
+        assert inside.arch(bounds.lowest_codes) == space.arch(small) == inside.arch(inside.smallest())
+        assert bounds.highest == space.tabulate(macs).bounds().highest
+
+
+def macs_of_network(space, codes):
+    return sum(macs(layer) for layer in space.blueprint(codes))
+
+
+def test_the_listed_space_that_contains_a_network_has_the_size_it_says(listed, rng):
+    everything = listed.enumerate()
+    for small in listed.sample(10, rng):
+        inside = containing(listed, small)
+        contained = listed.contains(everything, repeated(small, len(everything)))
+        assert len(inside.enumerate()) == inside.size * len(inside.resolutions) == contained.sum()
+        assert (inside.lift(inside.enumerate(), listed) == everything[contained]).all()
+
+
+def test_only_networks_of_the_space_can_be_contained(space):
+    with pytest.raises(ArchError, match="must be"):
+        containing(space, space.largest() + 1)
+
+
+def test_filters_are_equal_where_kernels_are(space, rng):
+    codes = space.sample(200, rng)
+    small = codes[0]
+    equal = equal_filters(space, codes, small)
+    theirs, ours = space.settings(codes).ks, space.settings(small[None]).ks[0]
+    assert equal[0]
+    assert (equal == [all(k == o for k, o in zip(row, ours, strict=True) if o) for row in theirs]).all()
 
 
 # -- brute force on a toy space --------------------------------------------------------------------------------
