@@ -5,7 +5,8 @@ Legend: n = images, B = batch. Predictions and labels are integer arrays (n,); r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,35 @@ def recalibrate_bn(network: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]
     Raises CalibrationError when there are no inputs. Reference: once-for-all, section 4.1; the averaging rule is that of
     the published code.
     """
+    device = _device(network)
+    with _recalibrating(network):
+        outputs = [network(x.to(device)) for x in inputs]
+        _check_some(outputs)
+    return outputs
+
+
+@torch.no_grad()
+def recalibrate_together(networks: Sequence[nn.Module], inputs: Iterable[Tensor]) -> None:
+    """`recalibrate_bn` of several networks in one pass over the inputs, which may take long to read."""
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(_recalibrating(network))
+        passed = 0
+        for x in inputs:
+            passed += 1
+            for network in networks:
+                network(x.to(_device(network)))
+        _check_some(range(passed))
+
+
+def _check_some(batches: Sized) -> None:
+    if not len(batches):
+        raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
+
+
+@contextmanager
+def _recalibrating(network: nn.Module) -> Iterator[None]:
+    """Whatever the network is run on meanwhile becomes its statistics."""
     network.eval()
     device = _device(network)
     found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64, device=device))) for norm in norms(network).values()]
@@ -79,19 +109,16 @@ def recalibrate_bn(network: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]
         norm.train()
         norm.momentum = 0.0
     try:
-        outputs = [network(x.to(device)) for x in inputs]
+        yield
     finally:
         for handle, (norm, _), momentum in zip(handles, found, momenta, strict=True):
             handle.remove()
             norm.momentum = momentum
             norm.eval()
-    if not outputs:
-        raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
     for norm, moments in found:
         mean, variance = moments.total / moments.images
         norm.running_mean.copy_(mean)  # type: ignore[union-attr]
         norm.running_var.copy_(variance)  # type: ignore[union-attr]
-    return outputs
 
 
 def predictions(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> npt.NDArray[np.int64]:
@@ -99,14 +126,22 @@ def predictions(network: nn.Module, images: Split, preprocessing: Preprocessing,
     return np.concatenate(list(predict(network, images, preprocessing, resolution=resolution)))
 
 
-@torch.no_grad()
 def predict(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> Iterator[npt.NDArray[np.int64]]:
     """`predictions`, batch by batch: photographs take their time."""
-    network.eval()
-    device = _device(network)
+    for (part,) in predict_together([network], images, preprocessing, resolution=resolution):
+        yield part
+
+
+@torch.no_grad()
+def predict_together(
+    networks: Sequence[nn.Module], images: Split, preprocessing: Preprocessing, *, resolution: int
+) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """What each network predicts of each batch of images: images are read once for all networks."""
+    for network in networks:
+        network.eval()
     size = BATCH if resolution <= LARGE else LARGE_BATCH
     for x in batches(images, preprocessing, resolution=resolution, size=size):
-        yield network(x.to(device)).argmax(1).cpu().numpy()
+        yield [network(x.to(_device(network))).argmax(1).cpu().numpy() for network in networks]
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
+from torch import nn
 
 from ofasearch.data import DataSet, ImageSet, Preprocessing, Split, SplitName
 from ofasearch.data.folder import FolderSet
@@ -14,8 +17,9 @@ from ofasearch.evaluate.score import (
     accelerator,
     calibration_batches,
     calibration_images,
+    predict_together,
     predictions,
-    recalibrate_bn,
+    recalibrate_together,
     top1,
 )
 from ofasearch.evaluate.store import Key, Score
@@ -42,10 +46,26 @@ class Subject:
 
     def score(self, codes: Codes, split: SplitName) -> Score:
         """What one network (g,) predicts of a split, after its batch norm was recalibrated on the calibration split."""
-        network, resolution = self._model.extract(codes), self.space.resolutions[int(codes[0]) - 1]
-        recalibrate_bn(network, calibration_batches(self.data, self._preprocessing, resolution=resolution))
-        predicted = predictions(network, self.data[split], self._preprocessing, resolution=resolution)
+        (network,) = self.calibrated([codes])
+        predicted = predictions(network, self.data[split], self._preprocessing, resolution=self._resolution(codes))
         return Score(top1(predicted, self.data[split].labels), len(predicted), predicted)
+
+    def calibrated(self, rows: Sequence[Codes]) -> list[nn.Module]:
+        """Networks (g,) of one resolution, their batch norms recalibrated on the calibration split in one pass over it."""
+        found: list[nn.Module] = [self._model.extract(codes) for codes in rows]
+        recalibrate_together(found, calibration_batches(self.data, self._preprocessing, resolution=self._resolution(rows[0])))
+        return found
+
+    def predict(
+        self, networks: Sequence[nn.Module], rows: Sequence[Codes], split: SplitName, index: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """What calibrated networks, those of the rows of codes (g,), predict of some images of a split, (networks, images)."""
+        images, resolution = self.data[split].take(index), self._resolution(rows[0])
+        parts = list(predict_together(networks, images, self._preprocessing, resolution=resolution))
+        return np.stack([np.concatenate(column) for column in zip(*parts, strict=True)])
+
+    def _resolution(self, codes: Codes) -> int:
+        return self.space.resolutions[int(codes[0]) - 1]
 
     def key(self, codes: Codes, split: SplitName) -> Key:
         """What the score of a network is remembered by."""

@@ -22,11 +22,11 @@ LEAST_CALIBRATION = 8  # images; the variance of fewer says nothing
 
 
 class UnevaluatedError(Exception):
-    """Networks (n, g) whose accuracy was asked for and is not known yet: evaluate them, then ask again."""
+    """Networks (n, g) that were asked for and are not evaluated yet, on that share of the images: do it, then ask again."""
 
-    def __init__(self, codes: Codes):
+    def __init__(self, codes: Codes, share: float = 1.0):
         super().__init__(f"{len(codes)} networks are not evaluated yet")
-        self.codes = codes
+        self.codes, self.share = codes, share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,8 @@ class Exam:
             raise UnevaluatedError(codes[sorted(unknown.values())])
         return np.array([self.known[name] for name in names], dtype=float)
 
-    def evaluate(self, codes: Codes) -> Iterator[ExamProgress]:
-        """Evaluate what is not known of the given networks (n, g), with progress after each.
+    def evaluate(self, codes: Codes, share: float = 1.0) -> Iterator[ExamProgress]:
+        """Evaluate what is not known of the given networks (n, g), with progress after each; this exam always on all images.
 
         Raises MismatchError where the networks are those of a record that lacks one.
         """

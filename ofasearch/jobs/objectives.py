@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ofasearch import zoo
+from ofasearch.data import DataSet
 from ofasearch.errors import NotFoundError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.jobs.exam import Exam
 from ofasearch.jobs.judge import MEASURED, PREDICTED
 from ofasearch.predictor import Predictor
 from ofasearch.predictor.model import LEVEL
-from ofasearch.search.problem import Objective
+from ofasearch.search.problem import Measures, Objective
 from ofasearch.space.core import Codes, Space, Values
 
 
@@ -30,6 +33,7 @@ class Judge:
     source: str  # of `top1`
     error_bar: Callable[[Codes], Values] | None = None  # half-width of the interval that holds 80 % of measured values
     outside: Callable[[Codes], npt.NDArray[np.bool_]] | None = None  # of the networks that the predictor was fitted on
+    measures: Measures | None = None  # what the objective is put together from, where it is costly
 
     @property
     def is_real(self) -> bool:
@@ -45,6 +49,19 @@ class Grounds:
     predictor: Predictor | None
     members: Members | None
     exam: Exam | None
+
+
+class Aim(Protocol):
+    """What takes the place of a named objective: a part of the space, who evaluates its networks, and what ranks them."""
+
+    def narrow(self, space: Space) -> Space:
+        """The part of the space that is searched."""
+
+    def exam(self, supernet: zoo.TrainedSupernet | None, space: Space, members: Members | None, data: DataSet | None) -> Exam:
+        """Who evaluates networks of the narrowed space."""
+
+    def judge(self, grounds: Grounds) -> Judge:
+        """What ranks networks."""
 
 
 def judge_of(objective: str, grounds: Grounds) -> Judge:

@@ -127,12 +127,12 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
 
     Networks whose accuracy must be evaluated for real are evaluated when the search first asks for them.
     """
-    started, plan = time.perf_counter(), None
+    started, plan, reached = time.perf_counter(), None, _Reached()
     while True:
         try:
-            generation = yield from _run(request, setup, problem, tally)
+            generation = yield from _run(request, setup, problem, tally, reached)
             break
-        except UnevaluatedError as wanted:  # searches are deterministic: begun anew, this one comes to the same networks
+        except UnevaluatedError as wanted:  # searches are deterministic: from its last generation on, it comes to the same networks
             assert setup.exam is not None  # who else would ask
             plan = plan or _Plan(_most_evaluations(request, problem))
             yield from plan.evaluate(setup.exam, wanted)
@@ -142,16 +142,29 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
     return generation
 
 
-def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> Generator[FindProgress, None, Generation]:
+@dataclass(slots=True)
+class _Reached:
+    """The last generation of a search that was stopped to evaluate networks."""
+
+    generation: Generation | None = None
+
+
+def _run(
+    request: FindRequest, setup: Setup, problem: Problem, tally: Tally, reached: _Reached
+) -> Generator[FindProgress, None, Generation]:
     from threadpoolctl import threadpool_limits
 
     started = last = time.perf_counter()
     config, keeper, searcher = request.config, tally.keeper, SEARCHERS[str(request.algorithm)]
     total = 0 if request.algorithm == "exact" else config.generations
-    start = keeper.load(tally.searches) if keeper is not None else None
+    if reached.generation is not None:
+        start: State | None = reached.generation.state
+    else:
+        start = keeper.load(tally.searches) if keeper is not None else None
     with threadpool_limits(1):  # threads fight over matrices this small
-        generation: Generation | None = None
+        generation = reached.generation or (_of_state(start) if start is not None else None)
         for generation in searcher.search(problem, config, np.random.default_rng(request.seed), start):
+            reached.generation = generation
             if keeper is not None and generation.number < total:
                 keeper.save(tally.searches, generation)
             now = time.perf_counter()
@@ -162,6 +175,11 @@ def _run(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -> 
                 yield FindProgress(phase="searching", done=generation.number, total=total, best_top1=best, eta_seconds=eta)
     assert generation is not None  # all searches yield at least once or raise
     return generation
+
+
+def _of_state(state: State) -> Generation:
+    """The generation that a state was taken of: the last one, where a search finds nothing more to do."""
+    return Generation(state.number, state.archive, state.values, state.evaluations)
 
 
 def _most_evaluations(request: FindRequest, problem: Problem) -> int:
@@ -182,8 +200,8 @@ class _Plan:
         """Evaluate the wanted networks."""
         before = len(exam.known)
         yield self._progress(exam, before, None)
-        for progress in exam.evaluate(wanted.codes):
-            yield self._progress(exam, before + progress.done, progress.best_top1)
+        for progress in exam.evaluate(wanted.codes, wanted.share):
+            yield self._progress(exam, len(exam.known) if wanted.share < 1 else before + progress.done, progress.best_top1)
 
     def _progress(self, exam: Exam, known: int, best: float | None) -> FindProgress:
         done = min(known, self.most)  # searches under former limits had their own networks

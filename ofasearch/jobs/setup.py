@@ -16,7 +16,7 @@ from ofasearch.jobs.direct import DirectCost, RecordedCost
 from ofasearch.jobs.exam import Exam, exam_of, recorded_exam
 from ofasearch.jobs.latency import build_table, reference_of
 from ofasearch.jobs.measuring import Lab, LatencyProgress
-from ofasearch.jobs.objectives import Grounds, Judge, judge_of
+from ofasearch.jobs.objectives import Aim, Grounds, Judge, judge_of
 from ofasearch.latency.machine import check_run
 from ofasearch.latency.table import LatencyTable
 from ofasearch.predictor import Predictor
@@ -166,12 +166,17 @@ def _with_predictor(question: Question, supernet: zoo.TrainedSupernet | None, sp
 
 
 def prepare(
-    question: Question, data: DataSet | None = None, recorded: Recorded | None = None, *, costs: Sequence[str] = ()
+    question: Question,
+    data: DataSet | None = None,
+    recorded: Recorded | None = None,
+    *,
+    costs: Sequence[str] = (),
+    aim: Aim | None = None,
 ) -> Iterator[LatencyProgress | Setup]:
     """Load what the question names, measure the target where it is this machine, and yield the Setup at last.
 
     With labelled `data` the networks of a supernet can be evaluated for real; what is `recorded` takes the place of all measuring.
-    With `costs` as objectives beside accuracy, no budget has to be given.
+    With `costs` as objectives beside accuracy, no budget has to be given. An `aim` takes the place of the question's objective.
     Raises UsageError, NotFoundError, MismatchError, FormatError, InfeasibleError.
     """
     check_question(question, costs)
@@ -190,12 +195,17 @@ def prepare(
         raise _no_objective(space, question)
     tables = _tables(question, space)
     space = _common_resolutions(space, question, predictor, tables)
-    if members is not None:
-        members = members.narrowed(space)
-    exam = exam_of(supernet, space, data) if recorded is None else recorded_exam(space, recorded.scores)
-    judge = judge_of(question.objective, Grounds(space=space, predictor=predictor, members=members, exam=exam))
+    space = aim.narrow(space) if aim is not None else space
+    members = members.narrowed(space) if members is not None else None
+    if aim is not None:
+        exam: Exam | None = aim.exam(supernet, space, members, data)
+    else:
+        exam = exam_of(supernet, space, data) if recorded is None else recorded_exam(space, recorded.scores)
+    grounds = Grounds(space=space, predictor=predictor, members=members, exam=exam)
+    judge = aim.judge(grounds) if aim is not None else judge_of(question.objective, grounds)
     devices = yield from _devices(question, space, tables, recorded)
-    problem = Problem(space, (judge.objective,), (*_latency_budgets(devices), *_other_budgets(question.budgets, space)))
+    budgets = (*_latency_budgets(devices), *_other_budgets(question.budgets, space))
+    problem = Problem(space, (judge.objective,), budgets, judge.measures)
     notes = _predictor_notes(question, predictor) + [note for device in devices for note in table_notes(device.table)]
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:

@@ -40,7 +40,7 @@ def recoded(codes: Codes, source: Space, target: Space) -> tuple[npt.NDArray[np.
     for column, (old, new) in enumerate(zip(source.genes, target.genes, strict=True)):
         code_of = {choice: code for code, choice in enumerate(new.choices, start=1)}
         found[:, column] = np.array([0, *(code_of.get(choice, -1) for choice in old.choices)])[codes[:, column]]
-    kept = (found >= 0).all(axis=1)
+    kept = np.asarray((found >= 0).all(axis=1))
     return kept, found[kept]
 
 
