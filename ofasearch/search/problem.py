@@ -38,15 +38,37 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Measures:
+    """An objective that is put together from several measured quantities, each of which can be learned apart.
+
+    `measure` is costly and gives the quantities (n, q) of networks (n, g); `combine` makes the objective (n,) of them, costs
+    nothing and may be steep: a hard cap on one of the quantities. `previews` are the same quantities from fewer images,
+    cheapest first, and so noisier. `hint` is what is known of networks without measuring, (n, h): the larger, the more
+    promising, the most telling column first.
+    """
+
+    measure: Callable[[Codes], Values]
+    combine: Callable[[Values], Values]
+    previews: tuple[Callable[[Codes], Values], ...] = ()
+    hint: Callable[[Codes], Values] | None = None
+
+    def objective(self, codes: Codes) -> Values:
+        """The objective (n,), for `Problem.objectives`."""
+        return self.combine(self.measure(codes))
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Find the networks of `space` with the smallest objectives whose costs keep all budgets.
 
-    With one objective the answer is a network, with several it is a front of them.
+    With one objective the answer is a network, with several it is a front of them. Where `measures` tells what the only
+    objective is made of, that is `measures.objective`.
     """
 
     space: Space
     objectives: tuple[Objective, ...]
     budgets: tuple[Budget, ...]
+    measures: Measures | None = None
 
     def objective(self, codes: Codes) -> Values:
         """The only objective (n,). Raises UsageError where there are several."""
@@ -66,6 +88,14 @@ class Problem:
         if len(self.objectives) == 1:
             return self.objectives[0](codes)[:, None]  # without the detour of a stack of one
         return np.stack([objective(codes) for objective in self.objectives], axis=1)
+
+    def measured(self, codes: Codes) -> tuple[Values, Values]:
+        """What the only objective is made of (n, q), and the objective F (n, 1); without measures it is made of itself."""
+        if self.measures is None:
+            F = self.values(codes)
+            return F, F
+        quantities = self.measures.measure(codes)
+        return quantities, self.measures.combine(quantities)[:, None]
 
     def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
         """Which networks keep all budgets, (n,)."""

@@ -38,18 +38,30 @@ class Run:
     share: Values  # of the children of the last generation, those that could be used, per way of making them
     evaluations: int
     screen: Values  # (f,), what a searcher learned to expect of each code
+    measured: Values  # (k, q), what the population's objectives are made of; empty for searchers that do not look at it
     number: int = 0
     front_limit: int = FRONT_LIMIT
 
     def evaluate(self, codes: Codes) -> Values:
         """Objectives (n, m) of networks that were never evaluated; they count and enter the archive."""
         F = self.problem.values(codes)
+        self.enter(codes, F)
+        return F
+
+    def enter(self, codes: Codes, F: Values) -> None:
+        """Count networks that were evaluated now, and archive them."""
         self.evaluations += len(codes)
         if F.shape[1] == 1 and len(self.values) == self.config.keep and F.min() >= self.values[-1, 0]:
-            return F  # none is among the best
+            return  # none is among the best
         known, values = np.concatenate([self.archive, codes]), np.concatenate([self.values, F])
         self.archive, self.values = best_of(known, values, self.config.keep, self.front_limit)
-        return F
+
+    def extend(self, codes: Codes) -> None:
+        """Evaluate networks that were never evaluated; with what their objectives are made of they join the population."""
+        quantities, F = self.problem.measured(codes)
+        self.enter(codes, F)
+        self.codes, self.F = np.concatenate([self.codes, codes]), np.concatenate([self.F, F])
+        self.measured = np.concatenate([self.measured, quantities]) if len(self.measured) else quantities
 
     def refine(self) -> None:
         """Refine the winner, which joins population and archive."""
@@ -58,6 +70,9 @@ class Run:
         if value < self.values[0, 0]:
             self.unseen.take(winner[None], 1)
             row = np.array([[value]])
+            if len(self.measured):
+                quantities, _ = (row, row) if self.problem.measures is None else self.problem.measured(winner[None])
+                self.measured = np.concatenate([quantities, self.measured])
             self.codes, self.F = np.concatenate([winner[None], self.codes]), np.concatenate([row, self.F])
             archive, values = np.concatenate([winner[None], self.archive]), np.concatenate([row, self.values])
             self.archive, self.values = archive[: self.config.keep], values[: self.config.keep]
@@ -70,6 +85,7 @@ class Run:
         """What makes the state of this generation, at any later time."""
         number, evaluations, share, screen, known = self.number, self.evaluations, self.share, self.screen, len(self.unseen)
         codes, F, archive, values, generator = self.codes, self.F, self.archive, self.values, generator_record(self.rng)
+        measured = self.measured
         return lambda: State(
             identity=self.problem.identity(self.name, self.config),
             number=number,
@@ -82,6 +98,7 @@ class Run:
             known=self.unseen.keys(known),
             share=share.copy(),
             screen=screen.copy(),
+            measured=measured.copy(),
         )
 
 
@@ -119,31 +136,34 @@ def begin(
     problem: Problem,
     config: SearchConfig,
     rng: np.random.Generator,
-    codes: Codes,
-    unseen: Unseen,
     shares: int = 0,
     front_limit: int = FRONT_LIMIT,
 ) -> Run:
-    """A run whose first population (k, g) is evaluated."""
-    empty = np.zeros((0, len(problem.objectives)))
-    run = Run(
+    """A run in which nothing is evaluated yet."""
+    nothing, no_values = np.zeros((0, len(problem.space.genes)), dtype=np.int64), np.zeros((0, len(problem.objectives)))
+    return Run(
         name=name,
         problem=problem,
         config=config,
         rng=rng,
         units=unit_index(problem.space),
-        unseen=unseen,
-        codes=codes,
-        F=empty,
-        archive=codes[:0],
-        values=empty,
+        unseen=Unseen(problem.space),
+        codes=nothing,
+        F=no_values,
+        archive=nothing,
+        values=no_values,
         share=np.ones(shares),
         screen=np.zeros(0),
+        measured=np.zeros((0, 0)),
         evaluations=0,
         front_limit=front_limit,
     )
-    run.F = run.evaluate(codes)
-    return run
+
+
+def populate(run: Run) -> None:
+    """The first population of most searches."""
+    run.codes = initial(run.problem, run.config.population, run.unseen, run.rng)
+    run.F = run.evaluate(run.codes)
 
 
 def restored(name: str, problem: Problem, config: SearchConfig, start: State, shares: int) -> Run:
@@ -166,6 +186,7 @@ def restored(name: str, problem: Problem, config: SearchConfig, start: State, sh
         values=start.values,
         share=start.share,
         screen=start.screen,
+        measured=start.measured,
         evaluations=start.evaluations,
         number=start.number,
     )
@@ -179,8 +200,9 @@ def drive(
     start: State | None,
     step: Callable[[Run], None],
     shares: int = 0,
+    first: Callable[[Run], None] = populate,
 ) -> Search:
-    """Yield the first population's generation, then one after each `step`, then one with the winner refined where asked.
+    """Yield the generation of the `first` population, then one after each `step`, then one with the winner refined where asked.
 
     With `start`, only what comes after it: bit for bit the generations of the unbroken search; `rng` is left alone.
     """
@@ -188,8 +210,8 @@ def drive(
     if config.refine and len(problem.objectives) > 1:
         raise UsageError(f"only a winner can be refined, but {len(problem.objectives)} objectives give a front; search without refinement")
     if start is None:
-        unseen = Unseen(problem.space)
-        run = begin(name, problem, config, rng, initial(problem, config.population, unseen, rng), unseen, shares)
+        run = begin(name, problem, config, rng, shares)
+        first(run)
         yield run.report()
     else:
         run = restored(name, problem, config, start, shares)

@@ -12,6 +12,7 @@ from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.problem import Problem, Search, SearchConfig
 from ofasearch.search.pymoo import GeneticConfig, ga, nsga2, smsemoa
 from ofasearch.search.state import State
+from ofasearch.search.surrogate import SurrogateConfig, surrogate
 from ofasearch.search.unguided import exact, sample_randomly
 
 
@@ -39,6 +40,9 @@ SEARCHERS: Mapping[str, Searcher] = {
         search=evolve, config=EvolutionConfig, one=True, several=False, about="once-for-all's evolution, its winner refined"
     ),
     "ga": Searcher(search=ga, config=GeneticConfig, one=True, several=False, about="pymoo's genetic algorithm"),
+    "surrogate": Searcher(
+        search=surrogate, config=SurrogateConfig, one=True, several=False, about="learns to predict what costs seconds to measure"
+    ),
     "nsga2": Searcher(search=nsga2, config=GeneticConfig, one=False, several=True, about="NSGA-II: fronts by rank and crowding distance"),
     "smsemoa": Searcher(search=smsemoa, config=GeneticConfig, one=False, several=True, about="SMS-EMOA: fronts by contributed hypervolume"),
 }

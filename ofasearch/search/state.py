@@ -29,6 +29,7 @@ DTYPES: Mapping[str, tuple[int, tuple[str, ...]]] = {  # dimensions and types of
     "known": (1, ("<i8",)),
     "share": (1, ("<f8",)),
     "screen": (1, ("<f8",)),
+    "measured": (2, ("<f8", "<f4")),
 }
 HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type>[<|][uif][1248])', 'fortran_order': (?P<order>True|False), "
@@ -57,6 +58,7 @@ class State:
     known: npt.NDArray[np.int64]  # (h,), hashes of every network handed out, in that order
     share: Values  # (s,), shares of children that kept the budgets
     screen: Values  # (f,), what was learned to expect of each code
+    measured: Values  # (k, q), what the objective of each network of the population was made of
 
     def rng(self) -> np.random.Generator:
         """A generator of its own that draws what the stopped search would have drawn next."""
@@ -77,6 +79,8 @@ class State:
             raise FormatError("a search state must hold its objectives and shares, but those of this one are damaged; start anew")
         if len(self.screen) not in (0, int((space.sizes + 1).sum())):
             raise FormatError("a search state must hold what was learned of each code, but in this one that is damaged; start anew")
+        if self.measured.size and len(self.measured) != len(self.codes):
+            raise FormatError("a search state must hold what was measured of each network, but that of this one is damaged; start anew")
         try:
             for codes in (self.codes, self.archive):
                 space.validate(codes)
@@ -184,7 +188,7 @@ def _check_contents(state: State) -> None:
         raise ValueError("its identity and its generator must be objects")
     if len(state.codes) != len(state.F) or len(state.archive) != len(state.values):
         raise ValueError("its networks and objectives differ in number")
-    if not all(np.isfinite(values).all() for values in (state.F, state.values, state.share, state.screen)):
+    if not all(np.isfinite(values).all() for values in (state.F, state.values, state.share, state.screen, state.measured)):
         raise ValueError("some of its values are not finite")
     if state.rng().bit_generator.state != state.generator:
         raise ValueError("its generator is no record of one")

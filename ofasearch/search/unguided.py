@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ofasearch.search.operators import Unseen, fill
+from ofasearch.search.operators import fill
 from ofasearch.search.problem import Problem, Search, SearchConfig
 from ofasearch.search.run import Run, begin, drive, restored
 from ofasearch.search.state import State
@@ -35,7 +35,8 @@ def exact(problem: Problem, config: SearchConfig, rng: np.random.Generator, star
     codes = codes[problem.feasible(codes)]
     if not len(codes):
         codes = problem.keeping()  # which raises: there is none
-    run = begin("exact", problem, config, rng, codes, Unseen(problem.space), front_limit=len(codes))
+    run = begin("exact", problem, config, rng, front_limit=len(codes))
+    run.evaluate(codes)
     run.codes, run.F = run.archive, run.values  # nobody needs the others again
     yield run.report()
 
