@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ ALGORITHMS = tuple(name for name, searcher in SEARCHERS.items() if searcher.one)
 KEPT = 20  # best networks of a search, at least
 POPULATION, GENERATIONS = 100, 500  # of networks that are judged by arithmetic
 EVALUATED_POPULATION, EVALUATED_GENERATIONS = 20, 10  # of networks that are evaluated for real, which takes seconds each
+LEARNED_POPULATION, LEARNED_GENERATIONS = 8, 24  # the same, of a search that learns which ones are worth it
+LEARNED_SHARE = 1 / 3  # of the networks of a small space that such a search evaluates at most
+LISTED_EVALUATIONS = 24  # networks that are evaluated one and all before that pays
 COUNT_LIMIT, TOP_LIMIT = 1_000_000, 10_000  # what a machine's memory and somebody's patience hold
 TELL_SECONDS = 0.1
 
@@ -62,15 +66,22 @@ class FindRequest:
         """How to search. Raises UsageError for numbers that no search can have."""
         evaluated, direct = self.question.objective == "measured", self.question.measure == "direct"
         population, generations = (EVALUATED_POPULATION, EVALUATED_GENERATIONS) if evaluated else (POPULATION, GENERATIONS)
+        if self._usual == "surrogate":
+            population, generations = LEARNED_POPULATION, LEARNED_GENERATIONS
         generations = generations if self.generations is None else self.generations
-        make = SEARCHERS[self.algorithm or "evolution"].config
+        make = SEARCHERS[self._usual].config
         # each step of a refinement would evaluate or time hundreds of neighbours
         costly: dict[str, Any] = {"refine": False} if evaluated or direct else {}
         population = population if self.population is None else self.population
         return make(population=population, generations=generations, keep=max(KEPT, self.top_k), **costly)
 
-    def settled(self, problem: Problem) -> FindRequest:
-        """The request with the algorithm, population and generations that it leaves open.
+    @property
+    def _usual(self) -> str:
+        """How spaces are searched that cannot be listed."""
+        return self.algorithm or ("surrogate" if self.question.objective == "measured" else "evolution")
+
+    def settled(self, problem: Problem, *, known: bool = False) -> FindRequest:
+        """The request with the algorithm, population and generations that it leaves open; `known` networks need no evaluation.
 
         Raises UsageError for an exact search of a space that is too large.
         """
@@ -80,14 +91,19 @@ class FindRequest:
                 f"--algorithm exact lists at most {ENUMERATION_LIMIT:,} networks, but {problem.space.name} has {networks:.3g}; "
                 "leave it out, or choose evolution"
             )
-        algorithm = self.algorithm or ("exact" if self._is_listed(problem) else "evolution")
-        return replace(self, algorithm=algorithm, population=self.config.population, generations=self.config.generations)
+        algorithm = "exact" if self.algorithm is None and self._is_listed(problem, known) else self._usual
+        config = self.config
+        generations = config.generations
+        if algorithm == "surrogate" and self.generations is None and is_small(problem):
+            most = LEARNED_SHARE * int(problem.feasible(problem.space.enumerate()).sum())
+            generations = max(1, min(generations, math.floor(most / config.population) - 1))
+        return replace(self, algorithm=algorithm, population=config.population, generations=generations)
 
-    def _is_listed(self, problem: Problem) -> bool:
-        """Whether to list the space: where that is quick, and no more networks than otherwise would have to be evaluated for real."""
-        if not is_small(problem) or self.question.objective != "measured":
+    def _is_listed(self, problem: Problem, known: bool) -> bool:
+        """Whether to list the space: where that is quick, and hardly a network has to be evaluated for it."""
+        if known or not is_small(problem) or self.question.objective != "measured":
             return is_small(problem)
-        return _most_evaluations(replace(self, algorithm="exact"), problem) <= _most_evaluations(self, problem)
+        return int(problem.feasible(problem.space.enumerate()).sum()) <= LISTED_EVALUATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
