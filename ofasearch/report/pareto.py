@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ofasearch.report.curves import COLOURS, DOTS, INK, QUIET, legible, short, strokes
+from ofasearch.report import canvas, sketch
+from ofasearch.report.curves import COLOURS, INK, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-Point = tuple[float, float]
+Point = sketch.Point
 SHOWN, ALL = 15, 20  # networks of a front on the screen, and how many are shown one and all
-ROWS = 12  # of the picture, in characters
 KNEE, PREFERRED = "K", "*"
 COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {  # field of a network -> heading, spelling
     "predicted_top1": ("top-1", lambda v: f"{100 * v:.2f} %"),
@@ -202,31 +203,10 @@ class Drawing:
 
 def to_text(drawing: Drawing, width: int = 80) -> tuple[str, ...]:
     """The front in lines of at most `width` characters (40 or more), in braille, the marked networks as letters."""
-    x, y = np.array(drawing.front, dtype=float).T
-    high, low = f"{y.max():.2f}", f"{y.min():.2f}"
-    margin = max(len(high), len(low))
-    columns = width - margin - 2
-
-    def place(point: Point) -> tuple[int, int]:
-        """The dot of a point."""
-        across, down = (point[0] - x.min()) / (np.ptp(x) or 1.0), (y.max() - point[1]) / (np.ptp(y) or 1.0)
-        return round(across * (2 * columns - 1)), round(down * (4 * ROWS - 1))
-
-    dots = [place(point) for point in (_stairs(drawing.front) if drawing.line else drawing.front)]
-    bits = np.zeros((ROWS, columns), dtype=int)
-    for across, down in strokes(dots) if drawing.line else dots:
-        bits[down // 4, across // 2] |= DOTS[across % 2][down % 4]
-    marks = {(down // 4, across // 2): mark for mark, (across, down) in ((m, place(p)) for m, p in drawing.marked.items())}
-    lines = [short(drawing.title, width), f"{' ' * margin}  {short(drawing.accuracy, columns)}"]
-    for row in range(ROWS):
-        cells = "".join(marks.get((row, c), chr(0x2800 + bits[row, c]) if bits[row, c] else " ") for c in range(columns))
-        label = high if row == 0 else low if row == ROWS - 1 and low != high else ""
-        lines.append(f"{label.rjust(margin)} {'┤' if label else '│'}{cells}".rstrip())
-    return (
-        *lines,
-        f"{' ' * margin} └{'─' * columns}",
-        " " * (margin + 2) + _below(drawing.cost, f"{x.min():.4g}", f"{x.max():.4g}", columns),
-    )
+    letters = {point: mark for mark, point in drawing.marked.items()}  # of marks of one point the last
+    marks = tuple((mark, point) for point, mark in letters.items())
+    seen: dict[str, Any] = {"ways": (tuple(_stairs(drawing.front)),)} if drawing.line else {"dots": drawing.front}
+    return sketch.to_text(sketch.Sketch(title=drawing.title, x=drawing.cost, y=drawing.accuracy, marks=marks, **seen), width)
 
 
 def _stairs(front: Sequence[Point]) -> list[Point]:
@@ -236,36 +216,21 @@ def _stairs(front: Sequence[Point]) -> list[Point]:
     return [points[0], *(point for pair in zip(corners, points[1:], strict=True) for point in pair)]
 
 
-def _below(title: str, left: str, right: str, columns: int) -> str:
-    """The ends of an axis and its title between them."""
-    title = short(title, max(8, columns - len(left) - len(right) - 4))
-    return left + title.center(columns - len(left) - len(right)) + right
-
-
 def to_png(drawing: Drawing) -> bytes:
     """The front as a PNG, and beside it the hypervolume trace where there is one; the user's matplotlib settings do not change it."""
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = 2 if any(len(trace) > 1 for trace in drawing.traces.values()) else 1
-    with style.context("default", after_reset=True):
-        figure = Figure(figsize=(6.8 * panels, 4.8), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         figure.suptitle(legible(drawing.title), fontsize=11, color=INK, parse_math=False)
         axes = np.atleast_1d(figure.subplots(1, panels))
         _plot_front(axes[0], drawing)
         if panels > 1:
             _plot_traces(axes[1], drawing)
         for axis in axes:
-            axis.grid(color="#d4d9e0", linewidth=0.7)
-            axis.set_axisbelow(True)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(colors=QUIET, labelsize=9)
+            canvas.quiet(axis)
             axis.legend(fontsize=8)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+
+    return canvas.png((6.8 * panels, 4.8), draw)
 
 
 def _plot_front(axis: Axes, drawing: Drawing) -> None:
