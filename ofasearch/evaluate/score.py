@@ -151,11 +151,3 @@ def _device(network: nn.Module) -> torch.device:
 def top1(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:
     """Fraction of images whose predicted class is the label."""
     return float(np.mean(predicted == labels))
-
-
-def negative_flip_rate(old: npt.NDArray[np.integer], new: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> float:
-    """Fraction of all images that `old` gets right and `new` gets wrong.
-
-    Reference: positive-congruent training (CVPR 2021), Eq. 2; the denominator is all images, as there.
-    """
-    return float(np.mean((old == labels) & (new != labels)))
