@@ -21,6 +21,7 @@ COMMANDS: Commands = {
     "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
+    "flips": ("ofasearch.cli.flips", "flips", "What a new network gets wrong that an old one got right."),
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),
     "bench": ("ofasearch.cli.subnet", "bench", "Time an ONNX file on this machine."),
     "inspect": ("ofasearch.cli.subnet", "inspect", "Show what a file says of itself."),

@@ -12,6 +12,8 @@ from ofasearch.cli import show
 
 SUBNET_HELP = "SUBNET is an arch id, a JSON object with ks, e, d, r, or a subnet.pt."
 
+PREPROCESSING_HELP = "Of ONNX files that do not say theirs: imagenet, or JSON with mean and std (or a file of it)."
+
 
 def answer(record: dict[str, Any], *, as_json: bool) -> None:
     """Print a flat record as JSON or as lined-up names and values."""
@@ -29,17 +31,23 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@click.command(help=f"Top-1 of a subnet or of an ONNX file on a data split.\n\n{SUBNET_HELP} An architecture is recalibrated first.")
+@click.command(
+    help=f"Top-1 of a subnet, an ONNX file or saved predictions on a data split.\n\n{SUBNET_HELP} An architecture is recalibrated first."
+)
 @click.argument("subnet")
 @click.option("--supernet", help="Supernet of an architecture.  [default: cifar10-compofa]")
 @click.option("--data", required=True, help="Data set: a folder, a file, or digits.")
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
+@click.option("--preprocessing", help=PREPROCESSING_HELP)
+@click.option(
+    "--save-predictions", type=click.Path(path_type=Path), help="Keep predictions as .npz; other splits of the same network are added."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(subnet: str, supernet: str | None, data: str, split: Any, as_json: bool) -> None:
+def evaluate(as_json: bool, subnet: str, **options: Any) -> None:
     """`eval`."""
     from ofasearch.jobs import subnet as jobs
 
-    answer(jobs.evaluate(subnet, data=data, split=split, supernet=supernet), as_json=as_json)
+    answer(jobs.evaluate(subnet, **options), as_json=as_json)
 
 
 @click.command(help=f"Write a subnet as an ONNX file that was proved equal to the torch network.\n\n{SUBNET_HELP}")

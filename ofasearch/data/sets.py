@@ -12,6 +12,7 @@ Legend: n = images, B = batch, H = W = pixels. Images are uint8 RGB (n, H, W, 3)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
@@ -139,6 +140,7 @@ class Preprocessing:
                 raise TypeError(f"it is {type(record).__name__}")
             mean, std = (tuple(float(v) for v in record[key]) for key in ("mean", "std"))
             size, crop_pct = int(record["size"]), float(record.get("crop_pct", 1.0))
+            layout, scale = str(record.get("layout", "NCHW")), float(record.get("scale", 1 / 255))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"preprocessing must hold mean, std and size, but one is missing or no number: {error}") from error
         low, high = SCALES
@@ -149,6 +151,8 @@ class Preprocessing:
             )
         if not 0.1 <= crop_pct <= 1:
             raise FormatError(f"preprocessing must crop a share of 0.1 to 1, but got {crop_pct}")
+        if layout != "NCHW" or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
+            raise FormatError(f"preprocessing must be of layout NCHW and scale 1/255, but got {layout[:20]} and {scale:g}")
         return Preprocessing(mean=mean, std=std, size=size, crop_pct=crop_pct)
 
     def apply(self, images: Images) -> npt.NDArray[np.float32]:

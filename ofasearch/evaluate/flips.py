@@ -117,12 +117,12 @@ def compare(old: Classes, new: Classes, labels: Classes) -> Flips:
 
 def negative_flips(old: Classes, new: Classes, labels: Classes) -> Mask:
     """Which images (n,) `old` gets right and `new` gets wrong. Raises as `compare`."""
-    return _outcomes(old, new, labels) == NEGATIVE
+    return np.asarray(_outcomes(old, new, labels) == NEGATIVE)
 
 
 def positive_flips(old: Classes, new: Classes, labels: Classes) -> Mask:
     """Which images (n,) `old` gets wrong and `new` gets right. Raises as `compare`."""
-    return _outcomes(old, new, labels) == POSITIVE
+    return np.asarray(_outcomes(old, new, labels) == POSITIVE)
 
 
 def negative_flip_rate(old: Classes, new: Classes, labels: Classes) -> float:

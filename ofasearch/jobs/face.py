@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ofasearch.data import SplitName
 from ofasearch.jobs.find import FindRequest, FindResult
 from ofasearch.jobs.find import find as find_events
 from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
@@ -228,4 +229,44 @@ def diff(
     return last(diff_events(DiffRequest(a=a, b=b, pricing=pricing)), DiffResult).record
 
 
-__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "inspect", "last", "pareto", "replay", "train_supernet"]
+def flips(
+    old: str,
+    new: str,
+    *more: str,
+    data: str | None = None,
+    split: SplitName = "test",
+    supernet: str | None = None,
+    preprocessing: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What `new` gets wrong that `old` got right; the fields of `ofasearch flips --json`."""
+    from ofasearch.jobs.flips import FlipsRequest, FlipsResult
+    from ofasearch.jobs.flips import flips as flips_events
+
+    request = FlipsRequest(
+        networks=(old, new, *more),
+        data=data,
+        split=split,
+        supernet=supernet,
+        preprocessing=preprocessing,
+        out=Path(out) if out is not None else None,
+        seed=seed,
+    )
+    return last(flips_events(request), FlipsResult).record
+
+
+__all__ = [
+    "bench",
+    "diff",
+    "evaluate_subnet",
+    "explain",
+    "export",
+    "find",
+    "flips",
+    "inspect",
+    "last",
+    "pareto",
+    "replay",
+    "train_supernet",
+]

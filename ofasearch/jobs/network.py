@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def read_network(text: str, *, space: str | None = None) -> Network:
     if config is not None:
         return Network(name=config.resolve().parent.name, blueprint=read_net_config(config))
     if text.endswith(".pt") or is_file(text):
-        return _of_subnet(load_subnet(Path(text))[0])
+        return network_of(load_subnet(Path(text))[0])
     if _looks_like_a_path(text):
         raise NotFoundError(f"{text} must be an existing subnet.pt, net.config or folder of one, but there is none")
     found = space_of(text, space)
@@ -66,16 +66,22 @@ def _looks_like_a_path(text: str) -> bool:
     return "/" in text and not text.lstrip().startswith("{")
 
 
-def _of_subnet(subnet: Subnet) -> Network:
+def network_of(subnet: Subnet) -> Network:
     """The network of a subnet.pt; it belongs to the space that it names only if it has the layers that its id says."""
+    claimed = claimed_network(subnet.arch.id, subnet.arch.space, subnet.classes, subnet.blueprint[0].hw_in)
+    if claimed is None or [spec.shape for spec in claimed.blueprint] != [spec.shape for spec in subnet.blueprint]:
+        return Network(name=subnet.arch.id, blueprint=subnet.blueprint)
+    return replace(claimed, blueprint=subnet.blueprint)
+
+
+def claimed_network(arch_id: str, space: str, classes: int, resolution: int) -> Network | None:
+    """The network that a file says it holds, at its input size in pixels; None where there is no such network."""
     try:
-        space = get_space(subnet.arch.space, classes=subnet.classes).with_resolutions([subnet.blueprint[0].hw_in])
-        codes = parse_codes(subnet.arch.id, space)
-    except (ArchError, NotFoundError):
-        return Network(name=subnet.arch.id, blueprint=subnet.blueprint)
-    if [spec.shape for spec in space.blueprint(codes)] != [spec.shape for spec in subnet.blueprint]:
-        return Network(name=subnet.arch.id, blueprint=subnet.blueprint)
-    return Network(name=subnet.arch.id, blueprint=subnet.blueprint, space=space, codes=codes)
+        found = get_space(space, classes=classes).with_resolutions([resolution])
+        codes = parse_codes(arch_id, found)
+    except (ValueError, NotFoundError):  # an ArchError is a ValueError; digits of other scripts raise plain ones
+        return None
+    return Network(name=arch_id, blueprint=found.blueprint(codes), space=found, codes=codes)
 
 
 def parse_codes(text: str, space: Space) -> Codes:

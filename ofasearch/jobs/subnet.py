@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ofasearch import zoo
-from ofasearch.data import DataSet, Preprocessing, Split, SplitName, load_data
+from ofasearch.data import DataSet, SplitName, load_data
 from ofasearch.deploy.runtime import LoadedOnnx, get_runtime
 from ofasearch.errors import CalibrationError, FormatError, MismatchError, NotFoundError, UsageError
+from ofasearch.evaluate.saved import former, write_saved
+from ofasearch.jobs.classifier import calibrated, check_fits, predictions_of, read_classifier
 from ofasearch.jobs.deliver import (
     Subnet,
     calibrated_subnet,
@@ -21,17 +23,17 @@ from ofasearch.jobs.deliver import (
     prove,
     settings_json,
     shipped_subnet,
-    to_network,
     uncalibrated_subnet,
 )
 from ofasearch.jobs.latency import reference_of
 from ofasearch.jobs.measuring import NET_RULE, Lab
 from ofasearch.jobs.network import is_file, parse_codes, read_network
+from ofasearch.jobs.onnx_file import read_preprocessing
 from ofasearch.latency.machine import check_run, load_warning
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.stopwatch import timing_json
 from ofasearch.predictor import load_predictor
-from ofasearch.records import parse_json, read_json, write_atomic
+from ofasearch.records import check_writable, parse_json, read_json, write_atomic
 from ofasearch.space.core import Blueprint
 from ofasearch.space.costs import costs
 from ofasearch.space.families import DESIGNS, get_space
@@ -67,79 +69,44 @@ def cost(text: str, space: str | None = None) -> dict[str, Any]:
     return asdict(costs(read_network(text, space=space).blueprint))
 
 
-def evaluate(subnet: str, *, data: str, split: SplitName = "test", supernet: str | None = None) -> dict[str, Any]:
-    """`eval`: top-1 of a subnet or of an ONNX file on a split.
+def evaluate(
+    subnet: str,
+    *,
+    data: str,
+    split: SplitName = "test",
+    supernet: str | None = None,
+    preprocessing: str | None = None,
+    save_predictions: str | Path | None = None,
+) -> dict[str, Any]:
+    """`eval`: top-1 of a subnet, of an ONNX file or of saved predictions on a split.
 
-    An arch is recalibrated on the calibration split first; a file is taken as it is. Raises CalibrationError for a
+    An arch is recalibrated on the calibration split first; a file is taken as it is. `preprocessing` is for ONNX files that do not
+    say theirs; `save_predictions` is an .npz, to which another split of the same network is added. Raises CalibrationError for a
     file that was never calibrated, MismatchError when classes or sizes differ.
     """
-    from ofasearch.evaluate.score import accelerator, calibration_images, predictions, top1
+    from ofasearch.evaluate.score import calibration_images, top1
 
     images = load_data(data)
-    part = images[split]
-    if images.classes == 0 or len(part) == 0:
-        raise MismatchError(f"data must have labelled {split} images to score on, but {images.name} has none")
-    if subnet.endswith(".onnx"):
-        model, preprocessing = _open_onnx(Path(subnet))
-        _check_calibrated(subnet, model.metadata.get("calibrated", ""))
-        if model.classes is not None and model.classes != images.classes:
-            raise MismatchError(f"data must have {model.classes} classes for this ONNX file, but {images.name} has {images.classes}")
-        classes = _predict_onnx(model, preprocessing, part)
-        return {"top1": top1(classes, part.labels), "n": len(part), "split": split, "data": images.name, "runtime": "onnxruntime cpu"}
-    from_file = is_file(subnet)
-    network = read_subnet(subnet, supernet=supernet, data=None if from_file else images)
-    _check_calibrated(subnet, network.calibrated)
-    size = network.blueprint[0].hw_in
-    if images.classes != network.classes or images.pixels not in (None, size):
-        raise MismatchError(
-            f"data must have {network.classes} classes and {size} pixels for this subnet, "
-            f"but {images.name} has {images.classes} and {images.pixels or 'any'}"
-        )
-    score = top1(predictions(to_network(network).to(accelerator()), part, network.preprocessing, resolution=size), part.labels)
-    record = {
-        "top1": score,
-        "n": len(part),
-        "split": split,
-        "data": images.name,
-        "arch_id": network.arch.id,
-        "calibrated": network.calibrated,
-    }
-    used = 0 if from_file else len(calibration_images(images))
-    return record | {"calibration_images": used}
-
-
-def _check_calibrated(name: str, calibrated: str) -> None:
-    if calibrated == "no":
-        raise CalibrationError(f"{name} must be calibrated before it is scored, but it says it is not; export it again with --data")
-
-
-def _open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing]:
-    if not path.is_file():
-        raise NotFoundError(f"{path} must be an existing ONNX file, but there is none")
-    model = OnnxModel(path)
-    try:
-        return model, Preprocessing.from_json(parse_json(model.metadata["preprocessing"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise FormatError(f"{path} must say in its metadata how images are preprocessed, but it does not") from error
-
-
-def _predict_onnx(model: OnnxModel, preprocessing: Preprocessing, images: Split) -> Any:
-    wanted = model.inputs[0].shape
-    free = [not isinstance(dimension, int) for dimension in wanted]
-    if len(wanted) != 4 or not (free[1] or wanted[1] == 3):
-        raise MismatchError(f"an ONNX file must take (batch, 3, height, width) to be scored, but this one takes {wanted}")
-    size = preprocessing.size if free[2] else wanted[2]
-    if images.pixels not in (None, size) or not (free[3] or wanted[3] == size):
-        raise MismatchError(
-            f"images must fit this ONNX file's input of {wanted}, but they have 3 channels and {images.pixels or size} pixels"
-        )
-    if not free[0]:
-        raise MismatchError(f"an ONNX file must take any batch to be scored, but this one's is fixed at {wanted[0]}; export it again")
-    inputs = images.inputs(preprocessing, resolution=size, batch=100)
-    logits = np.concatenate([model(np.ascontiguousarray(x)) for x in inputs])
-    if logits.ndim != 2 or len(logits) != len(images) or not np.isfinite(logits).all():
-        raise FormatError(f"an ONNX file must give finite logits (images, classes) to be scored, but gives {logits.shape} or NaN")
-    return logits.argmax(1)
+    classifier = read_classifier(
+        subnet, supernet=supernet, preprocessing=read_preprocessing(preprocessing) if preprocessing is not None else None
+    )
+    labels = check_fits(classifier, images, split)
+    ready = calibrated(classifier, images)
+    network = {"name": ready.name, "digest": ready.digest}
+    if save_predictions is not None:
+        former(Path(save_predictions), images.name, network)  # said now, not after long work
+        check_writable(Path(save_predictions))
+    predicted = predictions_of(ready, images, split)
+    record: dict[str, Any] = {"top1": top1(predicted, labels.labels), "n": len(predicted), "split": split, "data": images.name}
+    if ready.subnet is not None:
+        used = len(calibration_images(images)) if classifier.trained is not None else 0
+        record |= {"arch_id": ready.subnet.arch.id, "calibrated": ready.subnet.calibrated, "calibration_images": used}
+    elif ready.onnx is not None:
+        record["runtime"] = "onnxruntime cpu"
+    if save_predictions is not None:
+        write_saved(Path(save_predictions), labels, predicted, network)
+        record["predictions"] = str(Path(save_predictions).absolute())
+    return record
 
 
 def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: str | None = None, no_bn: bool = False) -> dict[str, Any]:
