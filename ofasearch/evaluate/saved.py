@@ -143,7 +143,8 @@ def _spelled(texts: Sequence[str], names: Sequence[str], what: str) -> npt.NDArr
     index = {name: i for i, name in enumerate(names)}
     by_name = [index.get(text, -1) for text in texts] if len(index) == len(names) else [-1] * len(texts)
     by_number = [int(text) if _NUMBER.fullmatch(text) else -1 for text in texts]
-    if -1 not in by_name and -1 not in by_number and by_name != by_number:
+    numbered = -1 not in by_number and max(by_number) < len(names)
+    if numbered and -1 not in by_name and by_name != by_number:
         raise FormatError(f"{what} must be clear, but could be numbers or names of classes; save numbers as .npy or .npz")
     if -1 not in by_name:
         return np.array(by_name, dtype=np.int64)
