@@ -11,9 +11,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ofasearch.jobs.face import bench, diff, evaluate_subnet, explain, export, find, flips, inspect, pareto, replay, train_supernet
+    from ofasearch.jobs.face import (
+        bench,
+        diff,
+        evaluate_subnet,
+        explain,
+        export,
+        find,
+        flips,
+        inspect,
+        pareto,
+        regnas,
+        replay,
+        train_supernet,
+    )
 
-__all__ = ["bench", "diff", "evaluate_subnet", "explain", "export", "find", "flips", "inspect", "pareto", "replay", "train_supernet"]
+__all__ = [
+    "bench",
+    "diff",
+    "evaluate_subnet",
+    "explain",
+    "export",
+    "find",
+    "flips",
+    "inspect",
+    "pareto",
+    "regnas",
+    "replay",
+    "train_supernet",
+]
 __version__ = "0.1.0"
 
 

@@ -101,7 +101,7 @@ def find(**options: Any) -> None:
     if options["as_json"]:
         show.print_json(result.record)
     else:
-        click.echo(_report(result.record))
+        click.echo(report_of(result.record))
 
 
 def question_of(options: Mapping[str, Any]) -> Question:
@@ -128,8 +128,8 @@ def question_of(options: Mapping[str, Any]) -> Question:
     return Question(budgets=budgets, target=target, also=tuple(also), **given)
 
 
-def _report(record: dict[str, Any]) -> str:
-    """The answer for people."""
+def report_of(record: dict[str, Any], facts: Sequence[tuple[str, str]] = ()) -> str:
+    """The answer for people; `facts` stand first."""
     shown = record["candidates"][:10]
     columns = {
         "": ["*", *[""] * (len(shown) - 1)],
@@ -138,6 +138,10 @@ def _report(record: dict[str, Any]) -> str:
     }
     if any("validation_top1" in c for c in shown):
         columns["evaluated (validation)"] = [f"{100 * c['validation_top1']:.2f} %" if "validation_top1" in c else "" for c in shown]
+    if any("nfr" in c for c in shown):
+        columns["NFR (validation)"] = [f"{100 * c['nfr']:.2f} %" for c in shown]
+    if any("reward_value" in c for c in shown):
+        columns["reward"] = [f"{c['reward_value']:.4f}" for c in shown]
     columns |= _latency_columns(record, shown)
     if any("measured" in c for c in shown):
         timings = [c.get("measured") for c in shown]
@@ -146,7 +150,9 @@ def _report(record: dict[str, Any]) -> str:
         columns["in budget"] = ["" if "accepted" not in c else "yes" if c["accepted"] else "no" for c in shown]
     rows = list(zip(*columns.values(), strict=True))
     notes = [("note", note) for note in record["notes"]]
-    return "\n".join([show.table([*columns], rows), "", show.pairs([*_facts(record), *notes])])
+    told = {name for name, _ in facts}
+    facts = [*facts, *(fact for fact in _facts(record) if fact[0] not in told)]
+    return "\n".join([show.table([*columns], rows), "", show.pairs([*facts, *notes])])
 
 
 def _top1(candidate: dict[str, Any]) -> str:

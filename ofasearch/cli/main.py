@@ -17,6 +17,7 @@ SENTENCE_LIMIT = 800  # characters; what libraries and foreign files put into a 
 Commands = Mapping[str, tuple[str, str, str]]
 COMMANDS: Commands = {
     "find": ("ofasearch.cli.find", "find", "Search the best subnet within a budget, check it, export it."),
+    "regnas": ("ofasearch.cli.regnas", "regnas", "Search the best subnet that keeps what a reference gets right."),
     "pareto": ("ofasearch.cli.pareto", "pareto", "Search the whole front of accuracy and costs."),
     "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # generic for the type checker only, and only since click 8.2
 else:
     _ParamType = click.ParamType
 
+PAPER = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # ratios of lambda2 to lambda1 (REG-NAS, supplement, table 1)
+
 
 class Quantity(_ParamType):
     """A positive number with one of the units of its kind; the result is in the unit whose factor is 1."""
@@ -63,5 +65,51 @@ class Names(_ParamType):
         return value if isinstance(value, tuple) else tuple(str(value).split(","))
 
 
+class Share(_ParamType):
+    """A share of all images, such as 2%."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse, or fail as wrong usage."""
+        if isinstance(value, float):
+            return value
+        try:
+            return quantities.fraction(str(value))
+        except UsageError as error:
+            self.fail(str(error).replace("accuracy", "a share"), param, ctx)
+
+
+class Counts(_ParamType):
+    """Several counts separated by commas, such as 150M,300M."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse, or fail as wrong usage."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(quantities.COUNT.parse(part) for part in str(value).split(","))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Ratios(_ParamType):
+    """Several numbers separated by commas, or `paper` for those that the paper tried."""
+
+    name = "ratios"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse, or fail as wrong usage."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return PAPER if value == "paper" else tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"must be numbers separated by commas, such as 0.1,1,10, but got '{value}'", param, ctx)
+
+
 NUMBERS = Numbers()
+SHARE, COUNTS, RATIOS = Share(), Counts(), Ratios()
 NAMES = Names()

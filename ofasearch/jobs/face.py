@@ -97,6 +97,90 @@ def find(
     return last(find_events(request), FindResult).record
 
 
+def regnas(
+    *,
+    ref: str | Path | None = None,
+    reward: str = "r2",
+    lambda1: float = 1.0,
+    lambda2: float = 1.0,
+    nfr_cap: float | None = None,
+    cas: bool | None = None,
+    family: tuple[float, ...] = (),
+    sweep: tuple[float, ...] = (),
+    target: str | None = None,
+    latency_ms: float | None = None,
+    also: Mapping[str, float] | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    memory_bytes: float | None = None,
+    space: str | None = None,
+    supernet: str | None = None,
+    predictor: str | None = None,
+    data: str | None = None,
+    images: int | None = None,
+    calibration_images: int | None = None,
+    resolutions: tuple[int, ...] | None = None,
+    runtime: str = "ort",
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    measure: str = "table",
+    algorithm: str | None = None,
+    population: int | None = None,
+    generations: int | None = None,
+    seed: int = 0,
+    top_k: int = 5,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Search the best subnet that keeps what a reference gets right; the fields of `ofasearch regnas --json`.
+
+    `nfr_cap` is a fraction, `family` are MACs, `sweep` ratios of lambda2 to lambda1.
+    Raises the errors of `ofasearch.errors`.
+    """
+    from ofasearch.jobs.regnas import RegnasResult
+    from ofasearch.jobs.regnas import regnas as regnas_events
+    from ofasearch.jobs.regnas_task import RegnasRequest
+    from ofasearch.search.regnas import Reward
+
+    question = Question(
+        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
+        target=target,
+        also=tuple(DeviceBudget(target=name, latency_ms=limit) for name, limit in (also or {}).items()),
+        space=space,
+        supernet=supernet,
+        predictor=predictor,
+        resolutions=resolutions,
+        runtime=runtime,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        measure=measure,
+        objective="measured",
+    )
+    request = RegnasRequest(
+        find=FindRequest(
+            question=question,
+            data=data,
+            images=images,
+            calibration_images=calibration_images,
+            algorithm=algorithm,
+            population=population,
+            generations=generations,
+            seed=seed,
+            top_k=top_k,
+            out=Path(out) if out is not None else None,
+            resume=resume,
+        ),
+        ref=str(ref) if ref is not None else None,
+        reward=Reward(kind=reward, lambda1=lambda1, lambda2=lambda2, nfr_cap=nfr_cap),
+        cas=cas,
+        family=family,
+        sweep=sweep,
+    )
+    return last(regnas_events(request), RegnasResult).record
+
+
 def pareto(
     *,
     target: str | None = None,
@@ -267,6 +351,7 @@ __all__ = [
     "inspect",
     "last",
     "pareto",
+    "regnas",
     "replay",
     "train_supernet",
 ]

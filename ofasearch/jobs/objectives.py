@@ -34,6 +34,7 @@ class Judge:
     error_bar: Callable[[Codes], Values] | None = None  # half-width of the interval that holds 80 % of measured values
     outside: Callable[[Codes], npt.NDArray[np.bool_]] | None = None  # of the networks that the predictor was fitted on
     measures: Measures | None = None  # what the objective is put together from, where it is costly
+    tell: Callable[[Codes], str] | None = None  # one network (1, g) as the best so far, where top-1 alone does not say it
 
     @property
     def is_real(self) -> bool:
@@ -62,6 +63,9 @@ class Aim(Protocol):
 
     def judge(self, grounds: Grounds) -> Judge:
         """What ranks networks."""
+
+    def excluded(self, space: Space) -> Codes | None:
+        """Networks (k, g) of the narrowed space that are no answer."""
 
 
 def judge_of(objective: str, grounds: Grounds) -> Judge:

@@ -115,6 +115,7 @@ class FindProgress:
     total: int
     best_top1: float | None = None
     eta_seconds: float | None = None
+    note: str | None = None  # the best so far, where top-1 alone does not say it
 
 
 class Keeper(Protocol):
@@ -151,7 +152,8 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
         except UnevaluatedError as wanted:  # searches are deterministic: from its last generation on, it comes to the same networks
             assert setup.exam is not None  # who else would ask
             plan = plan or _Plan(_most_evaluations(request, problem))
-            yield from plan.evaluate(setup.exam, wanted)
+            best = _best(setup, reached.generation)
+            yield from (replace(progress, note=best) for progress in plan.evaluate(setup.exam, wanted))
     tally.searches += 1
     tally.seconds += time.perf_counter() - started
     tally.evaluations += generation.evaluations
@@ -188,9 +190,16 @@ def _run(
                 last = now
                 eta = (now - started) / (generation.number + 1) * (total - generation.number)
                 best = float(setup.judge.top1(generation.codes[:1])[0])
-                yield FindProgress(phase="searching", done=generation.number, total=total, best_top1=best, eta_seconds=eta)
+                told = _best(setup, generation)
+                yield FindProgress(phase="searching", done=generation.number, total=total, best_top1=best, eta_seconds=eta, note=told)
     assert generation is not None  # all searches yield at least once or raise
     return generation
+
+
+def _best(setup: Setup, generation: Generation | None) -> str | None:
+    """What is told of the best network so far, where its top-1 alone does not say it."""
+    tell = setup.judge.tell
+    return tell(generation.codes[:1]) if tell is not None and generation is not None else None
 
 
 def _of_state(state: State) -> Generation:

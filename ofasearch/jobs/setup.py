@@ -205,7 +205,8 @@ def prepare(
     judge = aim.judge(grounds) if aim is not None else judge_of(question.objective, grounds)
     devices = yield from _devices(question, space, tables, recorded)
     budgets = (*_latency_budgets(devices), *_other_budgets(question.budgets, space))
-    problem = Problem(space, (judge.objective,), budgets, judge.measures)
+    excluded = aim.excluded(space) if aim is not None else None
+    problem = Problem(space, (judge.objective,), budgets, judge.measures, excluded)
     notes = _predictor_notes(question, predictor) + [note for device in devices for note in table_notes(device.table)]
     for budget, bounds in problem.preflight():
         if bounds.highest <= budget.limit:

@@ -67,6 +67,11 @@ class Trials(Exam):
             raise UnevaluatedError(codes[sorted(unknown.values())], share)
         return np.stack([self.seen[name][:k] for name in names])
 
+    def join(self, former: Trials) -> None:
+        """Know what was seen in other trials of the same weights on the same images; what either sees is known to both."""
+        former._keep(self.seen)
+        self.seen, self.known, self._open = former.seen, former.known, former._open
+
     def in_order(self, codes: Codes) -> Predicted:
         """Predicted classes (n, images) of all images, in the split's own order. Raises UnevaluatedError."""
         found = self.predictions(codes)

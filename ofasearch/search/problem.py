@@ -69,6 +69,7 @@ class Problem:
     objectives: tuple[Objective, ...]
     budgets: tuple[Budget, ...]
     measures: Measures | None = None
+    excluded: Codes | None = None  # (k, g), networks that are no answer whatever they cost
 
     def objective(self, codes: Codes) -> Values:
         """The only objective (n,). Raises UsageError where there are several."""
@@ -98,8 +99,10 @@ class Problem:
         return quantities, self.measures.combine(quantities)[:, None]
 
     def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
-        """Which networks keep all budgets, (n,)."""
+        """Which networks keep all budgets and are not excluded, (n,)."""
         kept = np.ones(len(codes), dtype=bool)
+        for other in () if self.excluded is None else self.excluded:
+            kept &= (codes != other).any(axis=1)
         for budget in self.budgets:
             kept &= budget.cost(codes) <= budget.limit
         return kept
@@ -132,6 +135,7 @@ class Problem:
             "genes": hashlib.sha256(repr(self.space.genes).encode()).hexdigest()[:16],
             "budgets": [[budget.name, repr(float(budget.limit))] for budget in self.budgets],
             "objectives": len(self.objectives),
+            **({"excluded": self.excluded.tolist()} if self.excluded is not None else {}),
         }
 
     def cheapest(self) -> Codes:

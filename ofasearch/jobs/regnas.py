@@ -1,0 +1,280 @@
+"""REG-NAS: the most accurate subnet that breaks least of what a reference gets right, families of such, accuracy's cost in flips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofasearch.errors import MismatchError, UsageError
+from ofasearch.evaluate.flips import nfr_matrix
+from ofasearch.evaluate.saved import labelled
+from ofasearch.jobs.classifier import shipped_images
+from ofasearch.jobs.flips import Comparison, write_flips
+from ofasearch.jobs.inputs import DIGITS
+from ofasearch.jobs.regnas_hunt import Campaign, Found, begin, brief, effort, hunt, labels_of, relation, scores, tested
+from ofasearch.jobs.regnas_task import Judged, RegnasRequest
+from ofasearch.jobs.reward_aim import Predicted
+from ofasearch.jobs.searching import FindProgress
+from ofasearch.jobs.winner import deliver_winner
+from ofasearch.ranks import join
+from ofasearch.records import append_line, check_writable, provenance, read_json, write_atomic, write_json
+from ofasearch.report import regnas as report
+from ofasearch.search.regnas import Reward
+
+FORMAT = "ofasearch-regnas-1"
+RUN = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegnasResult:
+    """The answer. `record` is the JSON answer; paths in it are absolute."""
+
+    record: dict[str, Any]
+    folder: Path
+
+
+def regnas(request: RegnasRequest) -> Iterator[FindProgress | RegnasResult]:
+    """Search, evaluate, prove, export; progress on the way and the result at last.
+
+    Under torchrun the processes share the networks to evaluate, and the first one writes and ends with the result.
+    Raises the errors of `find`; UsageError, MismatchError and CalibrationError also for a reference that cannot be compared
+    with; InfeasibleError also for a budget below what must be contained, and a cap that no network keeps.
+    """
+    if request.find.out is not None:
+        check_writable(request.find.out / RUN)  # said now, not after long work
+    with join() as ranks:
+        campaign = yield from begin(request, ranks)
+        folder = request.find.out or Path("runs") / f"regnas-{campaign.supernet.weights.space.name}"
+        asked = _open(folder, campaign)
+        run = _family if campaign.request.family else _sweep if campaign.request.sweep else _one
+        record = yield from run(campaign, folder)
+        if ranks.first:
+            write_json(folder / "result.json", record)
+            write_json(folder / RUN, asked | {"finished": True})
+            append_line(folder / "log.jsonl", provenance(event="regnas", asked=asked["asked"], result=record))
+        ranks.wait()
+        if ranks.first:
+            yield RegnasResult(record=record, folder=folder.absolute())
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+def _open(folder: Path, campaign: Campaign) -> dict[str, Any]:
+    """See to it that the folder can take this run; returns what is written of the question.
+
+    What was evaluated is remembered apart from it, so that a run that is repeated goes on where it stopped. Raises UsageError
+    (another kind of run lies there), MismatchError (`resume` of another question), WriteError.
+    """
+    file, request = folder / RUN, campaign.request
+    asked = provenance(format=FORMAT, asked=_asked(request), inputs=_inputs(campaign))
+    check_writable(file)
+    if file.exists():
+        known = read_json(file)
+        if not isinstance(known, dict) or known.get("format") != FORMAT:
+            raise UsageError(f"{folder} must be a new folder or that of an earlier regnas, but holds another run; give another --out")
+        changed = [key for key in ("asked", "inputs") if known.get(key) != asked[key]]
+        if request.find.resume and changed:
+            raise MismatchError(
+                f"a resumed run must keep what was asked and what it rests on, but {' and '.join(changed)} changed; start anew"
+            )
+    elif request.find.resume:
+        raise UsageError(f"--resume needs the folder of an interrupted run, but {folder} holds none; leave it out to start one")
+    if campaign.ranks.first:
+        write_json(file, asked)
+    return asked
+
+
+def _asked(request: RegnasRequest) -> dict[str, Any]:
+    """All options but those that say where to write, as plain JSON."""
+    record = asdict(request)
+    return {**record, "find": {key: value for key, value in record["find"].items() if key not in ("out", "resume")}}
+
+
+def _inputs(campaign: Campaign) -> dict[str, str]:
+    """Digests of what the run rests on."""
+    found = {"supernet": campaign.supernet.weights.digest}
+    if campaign.reference is not None:
+        found |= {f"reference on {split}": _digest(p) for split, p in campaign.reference.predicted.items()}
+    return found
+
+
+def _digest(predicted: Predicted) -> str:
+    return hashlib.sha256(predicted.astype("<i8").tobytes()).hexdigest()[:DIGITS]
+
+
+# -- one network -----------------------------------------------------------------------------------------------
+
+
+def _one(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
+    """The answer of one search, with its files and its flips."""
+    reference, request = campaign.reference, campaign.request
+    assert reference is not None  # or there is a family
+    placed = [reference.placed] if reference.placed is not None else []
+    held = placed if campaign.contained else []
+    found = yield from hunt(campaign, request.reward, [reference.predicted["validation"]], held, others=placed)
+    return (yield from _delivered(campaign, found, folder)) if campaign.ranks.first else {}
+
+
+def _delivered(campaign: Campaign, found: Found, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
+    """Files and answer of a winner that was searched against the campaign's reference."""
+    reference, reward, trained = campaign.reference, found.aim.reward, campaign.supernet
+    assert reference is not None
+    validation = labels_of(campaign, "validation")
+    more = told(campaign, found) | effort(found) | {"validation": scores(found.validation, validation, reference.predicted["validation"])}
+    delivery = yield from deliver_winner(found.request, found.setup, found.outcome, campaign.whole, folder, more)
+    record = delivery.record
+    record["measured"] = {k: v for k, v in record["measured"].items() if not k.startswith("validation")}  # that stands in `validation`
+    record["candidates"] = _candidates(record["candidates"], found, reward)
+    if delivery.tested is not None:
+        comparison = Comparison(
+            old_name=reference.name,
+            new_name=record["arch_id"],
+            old=reference.predicted["test"].astype(np.int64),
+            new=delivery.tested.astype(np.int64),
+            images=labelled(campaign.data, "test") if campaign.data is not None else shipped_images(trained, "test"),
+            source=record["measured"]["source"],
+        )
+        record["measured"] |= scores(comparison.new, comparison.images.labels, comparison.old)
+        record["files"] |= write_flips(folder, comparison, campaign.data["test"] if campaign.data is not None else None)
+    record["notes"] = list(dict.fromkeys([*campaign.notes, *_worth(reward, found, record), *record["notes"]]))
+    return record
+
+
+def _worth(reward: Reward, found: Found, record: Mapping[str, Any]) -> list[str]:
+    """A note where the reference itself, which flips nothing, has a better reward than all that was found."""
+    kept = float(reward.of(np.array([[record["validation"]["top1_ref"], 0.0]]))[0])
+    best = float(reward.of(found.measured[:1])[0])
+    if best >= kept:
+        return []
+    return [
+        f"keeping the reference would have the reward {kept:.4f}, more than the {best:.4f} of the best network found: "
+        "what it gains does not outweigh what it breaks; lower --lambda2, or search with a larger budget"
+    ]
+
+
+def told(campaign: Campaign, found: Found) -> dict[str, Any]:
+    """What was asked of a winner: its reward, its references, what it had to contain."""
+    reward, reference = found.aim.reward, campaign.reference
+    record: dict[str, Any] = {"reward": reward.kind, "cas": bool(found.aim.contained)}
+    if reward.kind == "r2":
+        record |= {"lambda1": reward.lambda1, "lambda2": reward.lambda2}
+    if reward.nfr_cap is not None:
+        record["nfr_cap"] = reward.nfr_cap
+    if reference is not None:
+        record |= {"reference": reference.to_json(), **relation(campaign, found)}
+    record["reward_value"] = float(reward.of(found.measured[:1])[0])
+    return record
+
+
+def _candidates(records: Sequence[dict[str, Any]], found: Found, reward: Reward) -> list[dict[str, Any]]:
+    """The candidates with their flip rates (against each reference) and rewards on the validation split."""
+    values = reward.of(found.measured)
+    return [
+        record | {"nfr": float(row[1:].mean()), "reward_value": float(value)} if len(row) > 1 else record | {"reward_value": float(value)}
+        for record, row, value in zip(records, found.measured, values, strict=True)
+    ]
+
+
+# -- families --------------------------------------------------------------------------------------------------
+
+
+def _family(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
+    """Networks for several budgets, small to large, each rewarded against all smaller ones and containing them.
+
+    Beside them the same budgets searched by accuracy alone.
+    Reference: REG-NAS, supplement, section D. Inferred: the mean of the rates against all smaller ones is the penalty, and the
+    smallest network, where none is given, is found by accuracy (as the reference of table 2 is).
+    """
+    request, base = campaign.request, campaign.reference
+    found: list[Found] = []
+    plain: list[Found] = []
+    for number, limit in enumerate(request.family, start=1):
+        yield FindProgress(phase=f"network {number} of {len(request.family)}", done=number - 1, total=len(request.family))
+        smaller = ([base.predicted["validation"]] if base is not None else []) + [one.validation for one in found]
+        reward = request.reward if smaller else Reward(kind="r0")
+        placed = ([base.placed] if base is not None and base.placed is not None else []) + [one.placed for one in found]
+        held = placed[-1:] if campaign.contained else []  # the largest of them holds the others
+        found.append((yield from hunt(campaign, reward, smaller, held, others=placed, macs=limit)))
+        plain.append((yield from hunt(campaign, Reward(kind="r0"), [], [], macs=limit)))
+    if not campaign.ranks.first:
+        return {}
+    record: dict[str, Any] = _side(campaign, found) | {"plain": _side(campaign, plain)}
+    record |= _shared(campaign) | {"reward": request.reward.kind, "cas": campaign.contained}
+    if request.reward.kind == "r2":
+        record |= {"lambda1": request.reward.lambda1, "lambda2": request.reward.lambda2}
+    for number, one in enumerate(found, start=1):
+        delivery = yield from deliver_winner(
+            one.request, one.setup, one.outcome, campaign.whole, folder / f"A{number}", told(campaign, one)
+        )
+        write_json(folder / f"A{number}" / "result.json", delivery.record)
+        record["family"][number - 1]["files"] = delivery.record["files"]
+    plots = {split: folder / f"family-{split}.png" for split in report.splits(record)}
+    for split, file in plots.items():
+        write_atomic(file, report.family_plot(record, split))
+    return record | {"files": {f"plot_{split}": str(file.absolute()) for split, file in plots.items()}}
+
+
+def _side(campaign: Campaign, found: Sequence[Found]) -> dict[str, Any]:
+    """A family with the flip rates between its networks, on both splits."""
+    predicted: dict[Judged, list[Predicted]] = {
+        "validation": [one.validation for one in found],
+        "test": [tested(campaign, one) for one in found],
+    }
+    networks = [brief(campaign, one) | {"budget_macs": _limit(one), "reward": one.aim.reward.kind} for one in found]
+    for split, rows in predicted.items():
+        for network, row in zip(networks, rows, strict=True):
+            network[split] = scores(row, labels_of(campaign, split), None)
+    matrices = {split: nfr_matrix(rows, labels_of(campaign, split)).tolist() for split, rows in predicted.items()}
+    return {"family": networks, "nfr_matrix": matrices}
+
+
+def _limit(found: Found) -> float:
+    return float(found.setup.question.budgets.macs or 0)
+
+
+def _shared(campaign: Campaign) -> dict[str, Any]:
+    """What families and sweeps rest on."""
+    record: dict[str, Any] = {
+        "space": campaign.supernet.weights.space.name,
+        "supernet": campaign.supernet.name,
+        "source": "live" if campaign.data is not None else "shipped",
+        "seed": campaign.request.find.seed,
+        "notes": list(campaign.notes),
+    }
+    if campaign.reference is None:
+        return record
+    split_scores = {split: scores(predicted, labels_of(campaign, split), None) for split, predicted in campaign.reference.predicted.items()}
+    return record | {"reference": campaign.reference.to_json() | split_scores}
+
+
+# -- what accuracy costs in flips ------------------------------------------------------------------------------
+
+
+def _sweep(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
+    """One search per ratio of lambda2 to lambda1. Reference: REG-NAS, supplement, section B and table 1."""
+    request, reference = campaign.request, campaign.reference
+    assert reference is not None  # or there is a family
+    placed = [reference.placed] if reference.placed is not None else []
+    held, rows = placed if campaign.contained else [], []
+    for number, ratio in enumerate(request.sweep):
+        yield FindProgress(phase=f"lambda2 / lambda1 = {ratio:g}", done=number, total=len(request.sweep))
+        reward = replace(request.reward, lambda1=1.0, lambda2=ratio)
+        found = yield from hunt(campaign, reward, [reference.predicted["validation"]], held, others=placed)
+        rows.append((ratio, found))
+    if not campaign.ranks.first:
+        return {}
+    swept = [{"ratio": ratio, "lambda1": 1.0, "lambda2": ratio, **brief(campaign, found)} for ratio, found in rows]
+    for network, (_, found) in zip(swept, rows, strict=True):
+        for split, predicted in (("validation", found.validation), ("test", tested(campaign, found))):
+            network[split] = scores(predicted, labels_of(campaign, split), reference.predicted[split])  # type: ignore[index]
+    record = {"sweep": swept, "cas": campaign.contained, **_shared(campaign)}
+    plots = {split: folder / f"sweep-{split}.png" for split in report.splits(record)}
+    for split, file in plots.items():
+        write_atomic(file, report.sweep_plot(record, split))
+    return record | {"files": {f"plot_{split}": str(file.absolute()) for split, file in plots.items()}}

@@ -1,0 +1,185 @@
+"""What `regnas` is asked, and the reference it is asked against."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ofasearch import zoo
+from ofasearch.data import DataSet
+from ofasearch.errors import MismatchError, UsageError
+from ofasearch.jobs.classifier import Classifier, PredictionProgress, live_predictions, shipped_predictions
+from ofasearch.jobs.deliver import Subnet
+from ofasearch.jobs.reward_aim import Placed, Predicted
+from ofasearch.jobs.searching import FindProgress, FindRequest
+from ofasearch.jobs.setup import Budgets, Question
+from ofasearch.search.regnas import Reward
+from ofasearch.space.core import Space
+from ofasearch.space.costs import macs_of
+from ofasearch.supernet.weights import Weights, slice_network
+
+TIMES = 2.0  # the reference's MACs: the budget where none is given, as from 150 M to 300 M in the paper
+MOST_MEMBERS, MOST_RATIOS = 20, 100  # of a family, of a sweep
+
+Judged = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegnasRequest:
+    """`ofasearch regnas`. `find` holds what it shares with that command.
+
+    `cas` None: on where the reference is a network of the supernet. `family` are MACs, small to large; `sweep` ratios of lambda2 to
+    lambda1. Without a `ref` a family's first network is searched by accuracy alone.
+    """
+
+    find: FindRequest
+    ref: str | None = None
+    reward: Reward = field(default_factory=Reward)
+    cas: bool | None = None
+    family: tuple[float, ...] = ()
+    sweep: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ref is None and not self.family:
+            raise UsageError("a reference must be given: add --ref model.pt (or a --family, whose smallest network then is it)")
+        if self.family and self.sweep:
+            raise UsageError("--family and --sweep must be asked one after the other, but both are given")
+        if len(self.family) > MOST_MEMBERS or len(self.sweep) > MOST_RATIOS:
+            raise UsageError(f"a family must have at most {MOST_MEMBERS} networks and a sweep {MOST_RATIOS} ratios, but got more")
+        if any(not limit > 0 for limit in self.family) or list(self.family) != sorted(set(self.family)):
+            raise UsageError("--family must name different positive MACs from small to large, such as 150M,300M,600M, but does not")
+        if any(not 0 <= ratio <= 1e6 for ratio in self.sweep):
+            raise UsageError("--sweep must name ratios of lambda2 to lambda1 from 0 to a million, but one is not")
+        if self.sweep and self.reward.kind != "r2":
+            raise UsageError(f"--sweep varies the weights of reward r2, but --reward {self.reward.kind} has none; leave it out")
+        if self.family and self.question.budgets.macs is not None:
+            raise UsageError("--family names the MACs of its networks, so --flops must be left out, but both are given")
+
+    @property
+    def question(self) -> Question:
+        """What is searched."""
+        return self.find.question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What new networks are compared with: predictions per split, and where it is a network of the searched weights, which one."""
+
+    name: str
+    kind: str
+    predicted: Mapping[Judged, Predicted]
+    placed: Placed | None = None
+    arch_id: str | None = None
+    macs: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the answer."""
+        known = {"arch_id": self.arch_id, "macs": self.macs}
+        return {"name": self.name, "kind": self.kind, **{key: value for key, value in known.items() if value is not None}}
+
+
+def with_defaults(request: RegnasRequest, classifier: Classifier | None) -> RegnasRequest:
+    """The request with the supernet that the reference names, and twice its MACs where no budget is given.
+
+    Raises UsageError where the reference's MACs are not known.
+    """
+    question = request.question
+    if question.supernet is None and question.space is None:
+        question = replace(question, supernet=supernet_of(classifier))
+    question = replace(question, objective="measured")
+    limits = (question.budgets.macs, question.budgets.params, question.budgets.memory_bytes, question.budgets.latency_ms)
+    if not request.family and not question.also and all(limit is None for limit in limits):
+        if classifier is None or classifier.macs is None:
+            raise UsageError(
+                f"a budget must be given, because the MACs of {request.ref} are not known: add --flops, or --target and --latency"
+            )
+        question = replace(question, budgets=Budgets(macs=TIMES * classifier.macs))
+    return replace(request, find=replace(request.find, question=question))
+
+
+def supernet_of(classifier: Classifier | None) -> str | None:
+    """The supernet that a reference was taken from, where it is one of ours or a file that still lies there."""
+    name = classifier.subnet.supernet if classifier is not None and classifier.subnet is not None else None
+    return name if name is not None and (name in zoo.supernet_names() or Path(name).exists()) else None
+
+
+def read_reference(
+    classifier: Classifier, supernet: zoo.TrainedSupernet, data: DataSet | None
+) -> Generator[FindProgress, None, tuple[Reference, list[str]]]:
+    """The reference with its predictions of validation and test split, computed on the data, else those that are shipped; and notes.
+
+    Raises MismatchError (other classes, sizes or preprocessing; predictions of another length), CalibrationError.
+    """
+    notes = []
+    if classifier.kind == "onnx" and classifier.preprocessing is None:
+        classifier = replace(classifier, preprocessing=supernet.weights.preprocessing)
+        notes.append(f"{classifier.name} does not say how its images are preprocessed: taken as for {supernet.name}")
+    predicted: dict[Judged, Predicted] = {}
+    splits: tuple[Judged, ...] = ("validation", "test")
+    for split in splits:
+        if data is None:
+            predicted[split] = shipped_predictions(classifier, supernet, split)
+        else:
+            predicted[split] = yield from _told(live_predictions(classifier, data, split))
+    subnet, space, codes = classifier.subnet, classifier.space, classifier.codes
+    is_part = subnet is not None and space is not None and codes is not None and is_cut_from(subnet, supernet.weights)
+    reference = Reference(
+        name=classifier.name,
+        kind=classifier.kind,
+        predicted=predicted,
+        placed=Placed(space=space, codes=codes) if is_part and space is not None and codes is not None else None,
+        arch_id=classifier.arch_id,
+        macs=classifier.macs,
+    )
+    return reference, notes
+
+
+def _told(work: Iterator[PredictionProgress | npt.NDArray[np.int64]]) -> Generator[FindProgress, None, Predicted]:
+    """Progress as that of a search, and at last the predictions."""
+    found: Predicted | None = None
+    for event in work:
+        if isinstance(event, PredictionProgress):
+            yield FindProgress(phase=event.phase, done=event.done, total=event.total, eta_seconds=event.eta_seconds)
+        else:
+            found = event
+    assert found is not None  # the work ends with it or raises
+    return found
+
+
+def is_cut_from(subnet: Subnet, weights: Weights) -> bool:
+    """Whether a network has exactly the weights of that supernet; its batch-norm statistics are its own.
+
+    A file can say any digest, and fine-tuning changes weights: they are compared themselves.
+    """
+    if subnet.supernet_digest != weights.digest:
+        return False
+    try:
+        theirs = slice_network(weights.arrays, subnet.blueprint)
+    except (MismatchError, KeyError, IndexError):
+        return False
+    kept = [key for key in theirs if not key.endswith(("running_mean", "running_var"))]
+    return all(key in subnet.arrays and np.array_equal(subnet.arrays[key], theirs[key]) for key in kept)
+
+
+def is_contained(request: RegnasRequest, reference: Reference | None) -> bool:
+    """Whether what is found must hold all weights of the reference. Raises MismatchError where that is asked and cannot be."""
+    if reference is None:
+        return request.cas is not False
+    if request.cas and reference.placed is None:
+        raise MismatchError(
+            f"with --cas the reference must be a subnet of the searched supernet (same digest), but {reference.name} is not; "
+            "name its supernet with --supernet, or add --no-cas"
+        )
+    return request.cas is not False and reference.placed is not None
+
+
+def macs_of_reference(space: Space, placed: Placed) -> float:
+    """MACs of a contained network at the smallest resolution of a space."""
+    codes = placed.within(space)
+    codes[0] = 1
+    return float(macs_of(space)(codes[None])[0])
