@@ -48,16 +48,24 @@ def accelerator() -> torch.device:
 
 @dataclass(slots=True)
 class _Moments:
-    """Sums of a batch norm's input moments over batches, weighted by batch size."""
+    """Sums of a batch norm's input moments over batches, weighted by batch size. It takes them from the norm's own statistics."""
 
     total: Tensor  # (2, C), float64: mean, biased variance
     images: int = 0
 
-    def __call__(self, _: nn.Module, args: tuple[Tensor]) -> None:
-        """Forward pre-hook."""
-        variance, mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
-        self.total += len(args[0]) * torch.stack([mean, variance])
-        self.images += len(args[0])
+    def __call__(self, norm: nn.BatchNorm2d, args: tuple[Tensor], _: Tensor) -> None:
+        """Forward hook of a norm that trains with momentum 1: its running statistics are those of the batch just seen."""
+        images, values = len(args[0]), args[0].numel() // norm.num_features  # per channel
+        mean, variance = _statistics(norm).double()
+        self.total += images * torch.stack([mean, variance * (values - 1) / values])  # it keeps the unbiased one
+        self.images += images
+
+
+def _statistics(norm: nn.BatchNorm2d) -> Tensor:
+    """Running mean and variance, (2, C)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return torch.stack([norm.running_mean, norm.running_var])
 
 
 @torch.no_grad()
@@ -103,22 +111,27 @@ def _recalibrating(network: nn.Module) -> Iterator[None]:
     network.eval()
     device = _device(network)
     found = [(norm, _Moments(torch.zeros(2, norm.num_features, dtype=torch.float64, device=device))) for norm in norms(network).values()]
-    handles = [norm.register_forward_pre_hook(moments) for norm, moments in found]
-    momenta = [norm.momentum for norm, _ in found]
+    former = [(norm.momentum, _statistics(norm).double()) for norm, _ in found]
+    handles = [norm.register_forward_hook(moments) for norm, moments in found]
     for norm, _ in found:
+        norm.reset_running_stats()  # momentum 1 takes nothing of them, but 0 times infinity
         norm.train()
-        norm.momentum = 0.0
+        norm.momentum = 1.0
     try:
         yield
+        for _, moments in found:
+            moments.total /= moments.images
+    except BaseException:
+        for (_, moments), (_, statistics) in zip(found, former, strict=True):
+            moments.total = statistics
+        raise
     finally:
-        for handle, (norm, _), momentum in zip(handles, found, momenta, strict=True):
+        for handle, (norm, moments), (momentum, _) in zip(handles, found, former, strict=True):
             handle.remove()
             norm.momentum = momentum
             norm.eval()
-    for norm, moments in found:
-        mean, variance = moments.total / moments.images
-        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.running_mean.copy_(moments.total[0])  # type: ignore[union-attr]
+            norm.running_var.copy_(moments.total[1])  # type: ignore[union-attr]
 
 
 def predictions(network: nn.Module, images: Split, preprocessing: Preprocessing, *, resolution: int) -> npt.NDArray[np.int64]:
