@@ -110,7 +110,8 @@ def read_classifier(text: str, *, supernet: str | None = None, preprocessing: Pr
     if not text.lstrip().startswith("{"):
         if is_saved(text):
             return Classifier(name=text, kind="predictions", saved=read_saved(Path(text)), digest=file_digest(Path(text)))
-        path = Path(text) / SUBNET_FILE if (Path(text) / SUBNET_FILE).is_file() else Path(text)
+        run = Path(text) / SUBNET_FILE
+        path = run if text and run.is_file() else Path(text)
         if text.endswith(".pt") or is_file(str(path)):
             return _of_file(text, path)
     return _of_arch(text, zoo.load_supernet(supernet or zoo.DEFAULT_SUPERNET))

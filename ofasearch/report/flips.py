@@ -29,6 +29,7 @@ PAIRS = 20  # of classes, in a record
 SHOWN_CLASSES, SHOWN_PAIRS = 10, 5  # on the screen
 SHOWN, COLUMNS, GROUPS = 100, 12, 20  # images of a contact sheet, of its rows; classes up to which each gets rows of its own
 SIDE, CELL, LINE, GAP = 96, 116, 13, 6  # pixels: an image, its column, a line of text, what is left between
+LONGEST = 300  # letters of a line
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=0)  # pixels in [0, 1]
 
 
@@ -225,8 +226,8 @@ def _fitted(picture: Images) -> Image.Image:
 
 
 def _write(draw: ImageDraw.ImageDraw, font: Font, place: tuple[int, int], text: str, width: int) -> None:
-    """A line of text, cut to its width; letters that not every font has become question marks."""
-    text = text.encode("ascii", "replace").decode()
+    """A line of text, cut to its width; what not every font has, or what is no letter, becomes a question mark."""
+    text = "".join(c if c.isascii() and c.isprintable() else "?" for c in text[:LONGEST])
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(f"{text}..", font=font) > width:
             text = text[:-1]

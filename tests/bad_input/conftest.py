@@ -121,6 +121,7 @@ def _write_all(folder):
         assert run([*command.split(), "--quiet"]) == 0
     shutil.copy(folder / "found" / "subnet.pt", folder / "subnet.pt")
     shutil.copy(folder / "found" / "subnet.onnx", folder / "subnet.onnx")
+    assert run(["eval", "subnet.pt", "--data", "images.parquet", "--save-predictions", "predictions.npz", "--json"]) == 0
 
 
 @pytest.fixture

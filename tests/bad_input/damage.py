@@ -46,6 +46,7 @@ DOORS = {
     "pairs": ("pairs.jsonl", "predictor check predictor.safetensors --pairs pairs.jsonl --json"),
     "accuracies": ("pairs.csv", "predictor check predictor.safetensors --pairs pairs.csv --json"),
     "onnx": ("subnet.onnx", "eval subnet.onnx --data images.parquet --json"),
+    "predictions": ("predictions.npz", "flips predictions.npz subnet.pt --data images.parquet --json"),
     "record": ("record.json", "inspect record.json --json"),
 }
 
@@ -62,6 +63,7 @@ FORMATS = (
     ("pairs",),
     ("images",),
     ("onnx",),
+    ("predictions",),
 )
 
 

@@ -610,3 +610,54 @@ COMMANDS = (
 @pytest.mark.parametrize(("command", "name"), [(COMMANDS[i % 7], name) for i, name in enumerate(3 * NAMES)])
 def test_a_name_that_leads_nowhere(refuses, command, name):
     refuses(command, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reference_that_leads_nowhere(refuses, name):
+    refuses("flips {arch} --supernet net --json", name)
+
+
+# -- predictions -----------------------------------------------------------------------------------------------
+
+
+PREDICTIONS = {
+    "another length": lambda a: a.update(test=a["test"][:-1]),
+    "no such class": lambda a: a.update(test=a["test"] + 3),
+    "negative": lambda a: a.update(test=a["test"].astype(np.int8) - 100),
+    "not a number": lambda a: a.update(test=np.full(len(a["test"]), np.nan)),
+    "logits": lambda a: a.update(test=np.zeros((len(a["test"]), 3), dtype=np.int64)),
+    "objects": lambda a: a.update(test=np.array([None] * len(a["test"]), dtype=object)),
+    "other labels": lambda a: a.update({"labels.test": (a["labels.test"] + 1) % 3}),
+    "more labels": lambda a: a.update({"labels.test": np.append(a["labels.test"], 0)}),
+    "another split": lambda a: a.update(validation=a.pop("test")),
+    "a card of noise": lambda a: a.update(card=a["card"][::-1]),
+}
+
+
+@pytest.mark.parametrize("case", PREDICTIONS)
+def test_odd_predictions_are_refused(refuses, desk, case):
+    with np.load(desk / "predictions.npz") as file:
+        arrays = dict(file)
+    PREDICTIONS[case](arrays)
+    np.savez(desk / "predictions.npz", **arrays)
+    refuses(DOORS["predictions"][1])
+    if case in ("another length", "no such class", "other labels", "another split"):  # without images as well
+        refuses("flips predictions.npz {arch} --supernet net --json")
+
+
+def test_predictions_of_another_network_are_left_as_they_are(refuses, desk):
+    refuses("eval subnet.onnx --data images.parquet --save-predictions predictions.npz --json")
+    np.savez(desk / "predictions.npz", test=np.zeros(3, dtype=np.int64))
+    refuses("eval subnet.pt --data images.parquet --save-predictions predictions.npz --json")
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_an_odd_graph_is_no_reference(refuses, desk, case):
+    (desk.parent / "weights.bin").write_bytes(bytes(12))
+    graph(desk / "old.onnx", **GRAPHS[case])
+    refuses("flips old.onnx subnet.pt --data images.parquet --json")
+
+
+def test_a_foreign_graph_is_a_reference(refuses, desk):
+    graph(desk / "old.onnx", FLAT, tensors=SLICE)
+    assert refuses("flips old.onnx subnet.pt --data images.parquet --json", codes=(0,)) is None
