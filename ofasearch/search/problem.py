@@ -44,13 +44,15 @@ class Measures:
     `measure` is costly and gives the quantities (n, q) of networks (n, g); `combine` makes the objective (n,) of them, costs
     nothing and may be steep: a hard cap on one of the quantities. `previews` are the same quantities from fewer images,
     cheapest first, and so noisier. `hint` is what is known of networks without measuring, (n, h): the larger, the more
-    promising, the most telling column first.
+    promising, the most telling column first. `known` are networks (k, g) whose quantities (k, q) are known beforehand, like
+    those of a reference: they are learned from, but neither measured nor reported.
     """
 
     measure: Callable[[Codes], Values]
     combine: Callable[[Values], Values]
     previews: tuple[Callable[[Codes], Values], ...] = ()
     hint: Callable[[Codes], Values] | None = None
+    known: tuple[Codes, Values] | None = None
 
     def objective(self, codes: Codes) -> Values:
         """The objective (n,), for `Problem.objectives`."""
