@@ -52,11 +52,11 @@ if TYPE_CHECKING:
 @click.option("--threads", default=1, show_default=True, help="Threads on the target.")
 @click.option(
     "--algorithm",
-    type=click.Choice(["exact", "random", "evolution", "ga"]),
-    help="How to search.  [default: exact for spaces that are quickly listed, else evolution]",
+    type=click.Choice(["exact", "random", "evolution", "ga", "surrogate"]),
+    help="How to search.  [default: exact for spaces that are quickly listed, else evolution; surrogate where each is evaluated]",
 )
-@click.option("--population", type=int, help="Networks per generation.  [default: 100; 20 where each is evaluated]")
-@click.option("--generations", type=int, help="Generations; an exact search has none.  [default: 500; 10 where each is evaluated]")
+@click.option("--population", type=int, help="Networks per generation.  [default: 100; 8 where each is evaluated]")
+@click.option("--generations", type=int, help="Generations; an exact search has none.  [default: 500; 24 where each is evaluated]")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answer.")
 @click.option("--top-k", default=5, show_default=True, help="Candidates to report.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/find-SPACE]")

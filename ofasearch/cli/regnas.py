@@ -133,7 +133,7 @@ def _report(record: dict[str, Any]) -> str:
 
     if "family" in record:
         tables = [report.family_table(record), *(report.matrix_table(record, split) for split in report.splits(record))]
-        parts = [show.table(*table) for table in tables]
+        parts = [show.table(*table) for table in tables if table[1]]
     elif "sweep" in record:
         parts = [show.table(*report.sweep_table(record)), *(show.picture(report.sweep_text(record, s)) for s in report.splits(record)[-1:])]
     else:

@@ -201,7 +201,7 @@ def _family(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, d
         placed = ([base.placed] if base is not None and base.placed is not None else []) + [one.placed for one in found]
         held = placed[-1:] if campaign.contained else []  # the largest of them holds the others
         found.append((yield from hunt(campaign, reward, smaller, held, others=placed, macs=limit)))
-        plain.append((yield from hunt(campaign, Reward(kind="r0"), [], [], macs=limit)))
+        plain.append((yield from hunt(campaign, Reward(kind="r0"), [], [], macs=limit)) if smaller else found[-1])
     if not campaign.ranks.first:
         return {}
     record: dict[str, Any] = _side(campaign, found) | {"plain": _side(campaign, plain)}

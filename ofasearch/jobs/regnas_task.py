@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ofasearch import zoo
 from ofasearch.data import DataSet
 from ofasearch.errors import MismatchError, UsageError
-from ofasearch.jobs.classifier import Classifier, PredictionProgress, live_predictions, shipped_predictions
+from ofasearch.jobs.classifier import Classifier, PredictionProgress, assume_preprocessing, live_predictions, shipped_predictions
 from ofasearch.jobs.deliver import Subnet
 from ofasearch.jobs.reward_aim import Placed, Predicted
 from ofasearch.jobs.searching import FindProgress, FindRequest
@@ -104,7 +104,7 @@ def with_defaults(request: RegnasRequest, classifier: Classifier | None) -> Regn
 
 def supernet_of(classifier: Classifier | None) -> str | None:
     """The supernet that a reference was taken from, where it is one of ours or a file that still lies there."""
-    name = classifier.subnet.supernet if classifier is not None and classifier.subnet is not None else None
+    name = classifier.supernet if classifier is not None else None
     return name if name is not None and (name in zoo.supernet_names() or Path(name).exists()) else None
 
 
@@ -115,10 +115,7 @@ def read_reference(
 
     Raises MismatchError (other classes, sizes or preprocessing; predictions of another length), CalibrationError.
     """
-    notes = []
-    if classifier.kind == "onnx" and classifier.preprocessing is None:
-        classifier = replace(classifier, preprocessing=supernet.weights.preprocessing)
-        notes.append(f"{classifier.name} does not say how its images are preprocessed: taken as for {supernet.name}")
+    (classifier,), notes = assume_preprocessing([classifier], [supernet.weights.preprocessing])
     predicted: dict[Judged, Predicted] = {}
     splits: tuple[Judged, ...] = ("validation", "test")
     for split in splits:

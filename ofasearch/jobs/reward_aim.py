@@ -5,7 +5,7 @@ Legend: n = networks, r = references, k = images, g = genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ class RewardAim:
     """See `Aim`. `references` (r, k) are predictions of the validation split; what is found holds all weights of `contained`.
 
     It is none of `others`: the reference flips nothing of its own, so that it may well have the best reward, and yet is no answer.
+    These are the references in their order, as far as they are networks of these weights.
     """
 
     reward: Reward
@@ -79,13 +80,16 @@ class RewardAim:
 
     def excluded(self, space: Space) -> Codes | None:
         """The codes (k, g) of `others` at their own resolutions, where the space has them."""
-        found = []
-        for placed in self.others:
+        found = [codes for _, codes in self._others_in(space)]
+        return np.stack(found) if found else None
+
+    def _others_in(self, space: Space) -> Iterator[tuple[int, Codes]]:
+        """Positions among `others`, and codes (g,) in the space."""
+        for position, placed in enumerate(self.others):
             try:
-                found.append(space.from_settings(placed.space.settings(placed.codes[None]))[0])
+                yield position, space.from_settings(placed.space.settings(placed.codes[None]))[0]
             except ArchError:
                 continue
-        return np.stack(found) if found else None
 
     def exam(self, supernet: zoo.TrainedSupernet | None, space: Space, members: Members | None, data: DataSet | None) -> Exam:
         """Networks run on the validation split of the data, or what measured members were seen to predict.
@@ -111,7 +115,8 @@ class RewardAim:
         trials = self.trials
         assert trials is not None  # the exam comes first
         previews = (self._measure(trials, PREVIEW),) if trials.images >= PREVIEW_LEAST else ()
-        measures = Measures(self._measure(trials), self.reward.objective, previews, self._hint(grounds))
+        known = self._known(grounds.space, trials)
+        measures = Measures(self._measure(trials), self.reward.objective, previews, self._hint(grounds), known)
 
         def tell(codes: Codes) -> str:
             measured = measures.measure(codes)
@@ -128,14 +133,22 @@ class RewardAim:
     def _measure(self, trials: Trials, share: float = 1.0) -> Callable[[Codes], Values]:
         order = trials.order[: trials.count(share)]
         labels = trials.labels[order]
+        return lambda codes: self._quantities(trials.predictions(codes, share), labels, order)
+
+    def _quantities(self, predicted: Predicted, labels: Predicted, order: npt.NDArray[np.int64]) -> Values:
+        """What is measured of predictions (n, k) of the images in that order: top-1, flips against each reference, (n, 1 + r)."""
         held = np.array([reference[order] == labels for reference in self.references], dtype=np.float32).reshape(-1, len(order))
+        right = (predicted == labels).astype(np.float32)  # floats, because BLAS multiplies those
+        counts = np.column_stack([right.sum(axis=1), (1 - right) @ held.T])  # sums of ones are exact
+        return counts.astype(np.float64) / len(order)
 
-        def measure(codes: Codes) -> Values:
-            right = (trials.predictions(codes, share) == labels).astype(np.float32)  # floats, because BLAS multiplies those
-            counts = np.column_stack([right.sum(axis=1), (1 - right) @ held.T])  # sums of ones are exact
-            return counts.astype(np.float64) / len(order)
-
-        return measure
+    def _known(self, space: Space, trials: Trials) -> tuple[Codes, Values] | None:
+        """Those of `others` that are references, and what is measured of them: against themselves nothing flips."""
+        found = [(position, codes) for position, codes in self._others_in(space) if position < len(self.references)]
+        if not found:
+            return None
+        predicted = np.stack([self.references[position] for position, _ in found])[:, trials.order]
+        return np.stack([codes for _, codes in found]), self._quantities(predicted, trials.labels[trials.order], trials.order)
 
     def _hint(self, grounds: Grounds) -> Callable[[Codes], Values]:
         """Predicted top-1 where a predictor knows the networks, their MACs, and how like the references they are."""

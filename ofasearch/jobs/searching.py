@@ -152,7 +152,7 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
         except UnevaluatedError as wanted:  # searches are deterministic: from its last generation on, it comes to the same networks
             assert setup.exam is not None  # who else would ask
             plan = plan or _Plan(_most_evaluations(request, problem))
-            best = _best(setup, reached.generation)
+            best, reached.evaluates = _best(setup, reached.generation), True
             yield from (replace(progress, note=best) for progress in plan.evaluate(setup.exam, wanted))
     tally.searches += 1
     tally.seconds += time.perf_counter() - started
@@ -162,9 +162,10 @@ def search(request: FindRequest, setup: Setup, problem: Problem, tally: Tally) -
 
 @dataclass(slots=True)
 class _Reached:
-    """The last generation of a search that was stopped to evaluate networks."""
+    """The last generation of a search that is stopped to evaluate networks."""
 
     generation: Generation | None = None
+    evaluates: bool = False  # which is then told in place of how far the search is
 
 
 def _run(
@@ -186,7 +187,7 @@ def _run(
             if keeper is not None and generation.number < total:
                 keeper.save(tally.searches, generation)
             now = time.perf_counter()
-            if now - last > TELL_SECONDS:
+            if not reached.evaluates and now - last > TELL_SECONDS:
                 last = now
                 eta = (now - started) / (generation.number + 1) * (total - generation.number)
                 best = float(setup.judge.top1(generation.codes[:1])[0])
