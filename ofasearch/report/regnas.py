@@ -317,11 +317,18 @@ def reward_facts(record: Record) -> list[tuple[str, str]]:
     name = record["reward"]
     cap = f", NFR at most {_percent(record['nfr_cap'])}" if record.get("nfr_cap") is not None else ""
     found = [("reward", f"{name.upper()}: {REWARDS[name.lower()](record)}{cap}")]
-    if "contains_reference" in record:
-        found.append(("reference", _contained(record)))
+    if "reference" in record or "contains_reference" in record:
+        found.append(("reference", _reference(record)))
     for split, key in (("validation", "validation"), ("test", "measured")):
         found += _flips(split, record.get(key, {}))
     return found
+
+
+def _reference(record: Record) -> str:
+    """Which one it is, and what of its weights the network has."""
+    told = record.get("reference", {})
+    name = short(told["name"], 60) + (f" ({_millions(told['macs'])} MACs)" if "macs" in told else "") if "name" in told else ""
+    return ": ".join(filter(None, [name, _contained(record) if "contains_reference" in record else ""]))
 
 
 def _contained(record: Record) -> str:
@@ -342,11 +349,8 @@ def _flips(split: str, scores: Record) -> list[tuple[str, str]]:
     if "top1" in scores:
         beside = f", the reference's {_percent(scores['top1_ref'])}" if "top1_ref" in scores else ""
         found.append((f"{split} top-1", f"{_percent(scores['top1'])}{beside}{_source(scores)}"))
-    rates = [
-        f"{name} {_percent(scores[key])}"
-        for key, name in (("nfr", "NFR"), ("pfr", "PFR"), ("relative_nfr", "relative NFR"))
-        if key in scores
-    ]
+    rates = [f"{name} {_percent(scores[key])}" for key, name in (("nfr", "NFR"), ("pfr", "PFR")) if key in scores]
+    rates += [f"relative NFR {scores['relative_nfr']:.3f}"] if "relative_nfr" in scores else []
     if rates:
         found.append((f"{split} flips", f"{', '.join(rates)}{_source(scores) if not found else ''}"))
     return found
