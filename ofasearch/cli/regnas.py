@@ -89,9 +89,10 @@ def regnas(**options: Any) -> None:
     """
     from ofasearch.jobs.regnas import RegnasResult
     from ofasearch.jobs.regnas import regnas as events
+    from ofasearch.ranks import speaks
 
     request = request_of(options)
-    reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
+    reporter = show.Reporter(quiet=options["quiet"] or options["as_json"] or not speaks())
     result: RegnasResult | None = None
     try:
         for event in events(request):

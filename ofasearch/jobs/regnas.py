@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ofasearch.errors import MismatchError, UsageError
+from ofasearch.errors import MismatchError, OfaSearchError, TrainingError, UsageError, WriteError
 from ofasearch.evaluate.flips import nfr_matrix
 from ofasearch.evaluate.saved import labelled
 from ofasearch.jobs.classifier import shipped_images
 from ofasearch.jobs.flips import Comparison, write_flips
 from ofasearch.jobs.inputs import DIGITS
 from ofasearch.jobs.regnas_hunt import Campaign, Found, begin, brief, effort, hunt, labels_of, relation, scores, tested
-from ofasearch.jobs.regnas_task import Judged, RegnasRequest
+from ofasearch.jobs.regnas_task import Judged, Reference, RegnasRequest
 from ofasearch.jobs.reward_aim import Predicted
 from ofasearch.jobs.searching import FindProgress
 from ofasearch.jobs.winner import deliver_winner
@@ -50,9 +52,9 @@ def regnas(request: RegnasRequest) -> Iterator[FindProgress | RegnasResult]:
     with join() as ranks:
         campaign = yield from begin(request, ranks)
         folder = request.find.out or Path("runs") / f"regnas-{campaign.supernet.weights.space.name}"
-        asked = _open(folder, campaign)
         run = _family if campaign.request.family else _sweep if campaign.request.sweep else _one
-        record = yield from run(campaign, folder)
+        with _opened(folder, campaign) as asked:
+            record = yield from run(campaign, folder)
         if ranks.first:
             write_json(folder / "result.json", record)
             write_json(folder / RUN, asked | {"finished": True})
@@ -65,15 +67,47 @@ def regnas(request: RegnasRequest) -> Iterator[FindProgress | RegnasResult]:
 # -- the folder ------------------------------------------------------------------------------------------------
 
 
-def _open(folder: Path, campaign: Campaign) -> dict[str, Any]:
-    """See to it that the folder can take this run; returns what is written of the question.
+@contextlib.contextmanager
+def _opened(folder: Path, campaign: Campaign) -> Iterator[dict[str, Any]]:
+    """See to it that the folder can take this run, and say in it what is asked; gives what was written.
 
-    What was evaluated is remembered apart from it, so that a run that is repeated goes on where it stopped. Raises UsageError
-    (another kind of run lies there), MismatchError (`resume` of another question), WriteError.
+    A question without an answer leaves no trace. What was evaluated is remembered apart from it, so that a run that is repeated goes
+    on where it stopped. Raises UsageError (another kind of run lies there, or the reference), MismatchError (`resume` of another
+    question), WriteError.
     """
+    asked, file = _checked(folder, campaign), folder / RUN
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    former = file.read_bytes() if file.exists() else None
+    try:
+        if campaign.ranks.first:
+            write_json(file, asked)
+        yield asked
+    except (TrainingError, WriteError):
+        raise  # neither is the question's fault: it can go on
+    except OfaSearchError:
+        if campaign.ranks.first:
+            _leave(file, former, made)
+        raise
+
+
+def _leave(file: Path, former: bytes | None, made: Sequence[Path]) -> None:
+    """Put back what the file was, and remove the folders that were made for it if they are empty."""
+    if former is not None:
+        write_atomic(file, former)
+        return
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for path in made:
+            path.rmdir()
+
+
+def _checked(folder: Path, campaign: Campaign) -> dict[str, Any]:
+    """What is written of the question, if the folder can take it."""
     file, request = folder / RUN, campaign.request
     asked = provenance(format=FORMAT, asked=_asked(request), inputs=_inputs(campaign))
     check_writable(file)
+    if request.ref is not None and _is_in(folder, request.ref):
+        raise UsageError(f"the reference must lie outside of the run's folder, but {request.ref} would be replaced; give another --out")
     if file.exists():
         known = read_json(file)
         if not isinstance(known, dict) or known.get("format") != FORMAT:
@@ -85,15 +119,23 @@ def _open(folder: Path, campaign: Campaign) -> dict[str, Any]:
             )
     elif request.find.resume:
         raise UsageError(f"--resume needs the folder of an interrupted run, but {folder} holds none; leave it out to start one")
-    if campaign.ranks.first:
-        write_json(file, asked)
     return asked
+
+
+def _is_in(folder: Path, reference: str) -> bool:
+    """Whether a reference is a file that a run in the folder replaces."""
+    if reference.lstrip().startswith("{"):
+        return False  # JSON may be longer than the system lets a name be
+    given = Path(reference)
+    return any((folder / name).resolve() in (given.resolve(), (given / name).resolve()) for name in ("subnet.pt", "subnet.onnx"))
 
 
 def _asked(request: RegnasRequest) -> dict[str, Any]:
     """All options but those that say where to write, as plain JSON."""
     record = asdict(request)
-    return {**record, "find": {key: value for key, value in record["find"].items() if key not in ("out", "resume")}}
+    find = {key: value for key, value in record["find"].items() if key not in ("out", "resume")}
+    plain: dict[str, Any] = json.loads(json.dumps({**record, "find": find}))  # JSON knows no tuples
+    return plain
 
 
 def _inputs(campaign: Campaign) -> dict[str, str]:
@@ -115,10 +157,15 @@ def _one(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict
     """The answer of one search, with its files and its flips."""
     reference, request = campaign.reference, campaign.request
     assert reference is not None  # or there is a family
-    placed = [reference.placed] if reference.placed is not None else []
-    held = placed if campaign.contained else []
-    found = yield from hunt(campaign, request.reward, [reference.predicted["validation"]], held, others=placed)
+    found = yield from _against(campaign, reference, request.reward)
     return (yield from _delivered(campaign, found, folder)) if campaign.ranks.first else {}
+
+
+def _against(campaign: Campaign, reference: Reference, reward: Reward) -> Generator[FindProgress, None, Found]:
+    """The best network that is not the reference, and contains it where it must."""
+    held = [reference.placed] if campaign.contained and reference.placed is not None else []
+    others = [reference.stated] if reference.stated is not None else []
+    return (yield from hunt(campaign, reward, [reference.predicted["validation"]], held, others=others))
 
 
 def _delivered(campaign: Campaign, found: Found, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
@@ -150,8 +197,10 @@ def _worth(reward: Reward, found: Found, record: Mapping[str, Any]) -> list[str]
     """A note where the reference itself, which flips nothing, has a better reward than all that was found."""
     kept = float(reward.of(np.array([[record["validation"]["top1_ref"], 0.0]]))[0])
     best = float(reward.of(found.measured[:1])[0])
-    if best >= kept:
+    if best >= kept or reward.kind == "r1":  # by flips alone nothing is ever better
         return []
+    if reward.kind == "r0":
+        return ["no network that was found is more accurate than the reference on the validation split; search with a larger budget"]
     return [
         f"keeping the reference would have the reward {kept:.4f}, more than the {best:.4f} of the best network found: "
         "what it gains does not outweigh what it breaks; lower --lambda2, or search with a larger budget"
@@ -198,9 +247,9 @@ def _family(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, d
         yield FindProgress(phase=f"network {number} of {len(request.family)}", done=number - 1, total=len(request.family))
         smaller = ([base.predicted["validation"]] if base is not None else []) + [one.validation for one in found]
         reward = request.reward if smaller else Reward(kind="r0")
-        placed = ([base.placed] if base is not None and base.placed is not None else []) + [one.placed for one in found]
-        held = placed[-1:] if campaign.contained else []  # the largest of them holds the others
-        found.append((yield from hunt(campaign, reward, smaller, held, others=placed, macs=limit)))
+        others = ([base.stated] if base is not None and base.stated is not None else []) + [one.placed for one in found]
+        held = others[-1:] if campaign.contained else []  # the largest of them holds the others
+        found.append((yield from hunt(campaign, reward, smaller, held, others=others, macs=limit)))
         plain.append((yield from hunt(campaign, Reward(kind="r0"), [], [], macs=limit)) if smaller else found[-1])
     if not campaign.ranks.first:
         return {}
@@ -260,13 +309,11 @@ def _sweep(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, di
     """One search per ratio of lambda2 to lambda1. Reference: REG-NAS, supplement, section B and table 1."""
     request, reference = campaign.request, campaign.reference
     assert reference is not None  # or there is a family
-    placed = [reference.placed] if reference.placed is not None else []
-    held, rows = placed if campaign.contained else [], []
+    rows = []
     for number, ratio in enumerate(request.sweep):
         yield FindProgress(phase=f"lambda2 / lambda1 = {ratio:g}", done=number, total=len(request.sweep))
         reward = replace(request.reward, lambda1=1.0, lambda2=ratio)
-        found = yield from hunt(campaign, reward, [reference.predicted["validation"]], held, others=placed)
-        rows.append((ratio, found))
+        rows.append((ratio, (yield from _against(campaign, reference, reward))))
     if not campaign.ranks.first:
         return {}
     swept = [{"ratio": ratio, "lambda1": 1.0, "lambda2": ratio, **brief(campaign, found)} for ratio, found in rows]

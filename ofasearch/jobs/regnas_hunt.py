@@ -5,6 +5,7 @@ Legend: n = networks or images, r = references, k = images, g = genes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,7 +111,9 @@ def begin(request: RegnasRequest, ranks: Ranks) -> Generator[FindProgress, None,
     contained = is_contained(request, reference)
     campaign = Campaign(request=request, data=data, supernet=supernet, ranks=ranks, reference=reference, contained=contained, notes=notes)
     if reference is not None and not contained and request.cas is None:
-        campaign.notes.append(f"{reference.name} is no subnet of {supernet.name}: what is found cannot be made to contain its weights")
+        campaign.notes.append(
+            f"{reference.name} is not known to be a subnet of {supernet.name}: what is found need not contain its weights"
+        )
     return campaign
 
 
@@ -178,12 +181,12 @@ def _explained(error: InfeasibleError, contained: Sequence[Placed], space: Space
 
 
 def _alone(error: InfeasibleError, setup: Setup, contained: bool) -> InfeasibleError:
-    """Why no network was found, where the reference is the only one that keeps the budgets."""
+    """Why no network was found, where the references are the only ones that keep the budgets."""
     excluded = setup.problem.excluded
     if excluded is None or not replace(setup.problem, excluded=None).feasible(excluded).any():
         return error
     way = "raise them, or add --no-cas" if contained else "raise them"
-    return InfeasibleError(f"another network than the reference must keep the budgets, but only the reference itself was found to; {way}")
+    return InfeasibleError(f"a network that is not the reference itself must keep the budgets, but none other was found to; {way}")
 
 
 def _judged(campaign: Campaign, found: Found, references: Sequence[Predicted]) -> Generator[FindProgress, None, Found]:
@@ -224,7 +227,7 @@ def _check_cap(reward: Reward, found: Found) -> None:
     least = float(found.measured[:, 1:].max(axis=1).min())
     how = "that any network within the budgets has" if found.request.algorithm == "exact" else "that was found within the budgets"
     raise InfeasibleError(
-        f"--nfr-cap must be at least {100 * least:.2f} % (the lowest negative flip rate {how}, on "
+        f"--nfr-cap must be at least {math.ceil(1e4 * least - 1e-6) / 100:.2f} % (the lowest negative flip rate {how}, on "
         f"{found.aim.trials.images:,} validation images), but got {100 * reward.nfr_cap:g} %"  # type: ignore[union-attr]
     )
 

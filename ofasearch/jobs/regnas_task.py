@@ -68,12 +68,16 @@ class RegnasRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What new networks are compared with: predictions per split, and where it is a network of the searched weights, which one."""
+    """What new networks are compared with: predictions per split, and where it is a network of the searched weights, which one.
+
+    `placed` has those weights, `stated` only says so: it need not be contained, and yet is no answer.
+    """
 
     name: str
     kind: str
     predicted: Mapping[Judged, Predicted]
     placed: Placed | None = None
+    stated: Placed | None = None
     arch_id: str | None = None
     macs: float | None = None
 
@@ -123,13 +127,15 @@ def read_reference(
             predicted[split] = shipped_predictions(classifier, supernet, split)
         else:
             predicted[split] = yield from _told(live_predictions(classifier, data, split))
-    subnet, space, codes = classifier.subnet, classifier.space, classifier.codes
-    is_part = subnet is not None and space is not None and codes is not None and is_cut_from(subnet, supernet.weights)
+    space, codes = classifier.space, classifier.codes
+    stated = Placed(space=space, codes=codes) if space is not None and codes is not None else None
+    is_part = _is_part(classifier, supernet, live=data is not None)
     reference = Reference(
         name=classifier.name,
         kind=classifier.kind,
         predicted=predicted,
-        placed=Placed(space=space, codes=codes) if is_part and space is not None and codes is not None else None,
+        placed=stated if is_part else None,
+        stated=stated if is_part or _says_digest(classifier) == supernet.weights.digest else None,
         arch_id=classifier.arch_id,
         macs=classifier.macs,
     )
@@ -146,6 +152,23 @@ def _told(work: Iterator[PredictionProgress | npt.NDArray[np.int64]]) -> Generat
             found = event
     assert found is not None  # the work ends with it or raises
     return found
+
+
+def _says_digest(classifier: Classifier) -> str | None:
+    """The digest of the weights that a file says it was cut from."""
+    if classifier.subnet is not None:
+        return classifier.subnet.supernet_digest
+    return classifier.onnx.metadata.get("supernet_digest") if classifier.onnx is not None else None
+
+
+def _is_part(classifier: Classifier, supernet: zoo.TrainedSupernet, *, live: bool) -> bool:
+    """Whether a classifier has the weights of the supernet.
+
+    Batch norms are folded into an ONNX file's weights: only where its predictions are shipped was it compared as a whole.
+    """
+    if classifier.subnet is not None:
+        return is_cut_from(classifier.subnet, supernet.weights)
+    return classifier.onnx is not None and not live
 
 
 def is_cut_from(subnet: Subnet, weights: Weights) -> bool:
