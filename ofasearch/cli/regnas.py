@@ -133,8 +133,11 @@ def _report(record: dict[str, Any]) -> str:
     from ofasearch.report import regnas as report
 
     if "family" in record:
-        tables = [report.family_table(record), *(report.matrix_table(record, split) for split in report.splits(record))]
-        parts = [show.table(*table) for table in tables if table[1]]
+        parts = [show.table(*report.family_table(record))]
+        for split in report.splits(record) if len(record["family"]) > 1 else ():
+            parts.append(
+                f"negative flip rate from each network to larger ones, {split} split\n" + show.table(*report.matrix_table(record, split))
+            )
     elif "sweep" in record:
         parts = [show.table(*report.sweep_table(record)), *(show.picture(report.sweep_text(record, s)) for s in report.splits(record)[-1:])]
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from ofasearch.evaluate.saved import labelled
 from ofasearch.jobs.classifier import shipped_images
 from ofasearch.jobs.flips import Comparison, write_flips
 from ofasearch.jobs.inputs import DIGITS
-from ofasearch.jobs.regnas_hunt import Campaign, Found, begin, brief, effort, hunt, labels_of, relation, scores, tested
+from ofasearch.jobs.regnas_hunt import Campaign, Found, as_reference, begin, brief, effort, hunt, labels_of, relation, scores, tested
 from ofasearch.jobs.regnas_task import Judged, Reference, RegnasRequest
 from ofasearch.jobs.reward_aim import Predicted
 from ofasearch.jobs.searching import FindProgress
-from ofasearch.jobs.winner import deliver_winner
+from ofasearch.jobs.winner import Delivery, deliver_winner
 from ofasearch.ranks import join
 from ofasearch.records import append_line, check_writable, provenance, read_json, write_atomic, write_json
 from ofasearch.report import regnas as report
@@ -30,6 +30,7 @@ from ofasearch.search.regnas import Reward
 
 FORMAT = "ofasearch-regnas-1"
 RUN = "run.json"
+SPLITS: tuple[Judged, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,44 +158,40 @@ def _one(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict
     """The answer of one search, with its files and its flips."""
     reference, request = campaign.reference, campaign.request
     assert reference is not None  # or there is a family
-    found = yield from _against(campaign, reference, request.reward)
-    return (yield from _delivered(campaign, found, folder)) if campaign.ranks.first else {}
+    found = yield from hunt(campaign, request.reward, [reference])
+    return (yield from _delivered(campaign, found, folder, reference)).record if campaign.ranks.first else {}
 
 
-def _against(campaign: Campaign, reference: Reference, reward: Reward) -> Generator[FindProgress, None, Found]:
-    """The best network that is not the reference, and contains it where it must."""
-    held = [reference.placed] if campaign.contained and reference.placed is not None else []
-    others = [reference.stated] if reference.stated is not None else []
-    return (yield from hunt(campaign, reward, [reference.predicted["validation"]], held, others=others))
-
-
-def _delivered(campaign: Campaign, found: Found, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
-    """Files and answer of a winner that was searched against the campaign's reference."""
-    reference, reward, trained = campaign.reference, found.aim.reward, campaign.supernet
-    assert reference is not None
-    validation = labels_of(campaign, "validation")
-    more = told(campaign, found) | effort(found) | {"validation": scores(found.validation, validation, reference.predicted["validation"])}
+def _delivered(campaign: Campaign, found: Found, folder: Path, reference: Reference | None) -> Generator[FindProgress, None, Delivery]:
+    """Files and answer of a winner, and what flips against a reference."""
+    old = reference.predicted if reference is not None else None
+    validation = scores(found.validation, labels_of(campaign, "validation"), old["validation"] if old is not None else None)
+    more = told(campaign, found, reference) | effort(found) | {"validation": validation}
     delivery = yield from deliver_winner(found.request, found.setup, found.outcome, campaign.whole, folder, more)
     record = delivery.record
     record["measured"] = {k: v for k, v in record["measured"].items() if not k.startswith("validation")}  # that stands in `validation`
-    record["candidates"] = _candidates(record["candidates"], found, reward)
-    if delivery.tested is not None:
+    record["candidates"] = _candidates(record["candidates"], found)
+    if reference is not None and delivery.tested is not None:
         comparison = Comparison(
             old_name=reference.name,
             new_name=record["arch_id"],
             old=reference.predicted["test"].astype(np.int64),
             new=delivery.tested.astype(np.int64),
-            images=labelled(campaign.data, "test") if campaign.data is not None else shipped_images(trained, "test"),
+            images=labelled(campaign.data, "test") if campaign.data is not None else shipped_images(campaign.supernet, "test"),
             source=record["measured"]["source"],
         )
         record["measured"] |= scores(comparison.new, comparison.images.labels, comparison.old)
         record["files"] |= write_flips(folder, comparison, campaign.data["test"] if campaign.data is not None else None)
-    record["notes"] = list(dict.fromkeys([*campaign.notes, *_worth(reward, found, record), *record["notes"]]))
-    return record
+    worth = _worth(found, record) if reference is not None and found.aim.references else []
+    record["notes"] = list(dict.fromkeys([*campaign.notes, *worth, *record["notes"]]))
+    return delivery
 
 
-def _worth(reward: Reward, found: Found, record: Mapping[str, Any]) -> list[str]:
+def _worth(found: Found, record: Mapping[str, Any]) -> list[str]:
     """A note where the reference itself, which flips nothing, has a better reward than all that was found."""
+    reward = found.aim.reward
+    if len(found.aim.references) > 1:
+        return []  # the others are flipped by it
     kept = float(reward.of(np.array([[record["validation"]["top1_ref"], 0.0]]))[0])
     best = float(reward.of(found.measured[:1])[0])
     if best >= kept or reward.kind == "r1":  # by flips alone nothing is ever better
@@ -207,25 +204,25 @@ def _worth(reward: Reward, found: Found, record: Mapping[str, Any]) -> list[str]
     ]
 
 
-def told(campaign: Campaign, found: Found) -> dict[str, Any]:
-    """What was asked of a winner: its reward, its references, what it had to contain."""
-    reward, reference = found.aim.reward, campaign.reference
+def told(campaign: Campaign, found: Found, reference: Reference | None) -> dict[str, Any]:
+    """What was asked of a winner: its reward, its reference, what it had to contain."""
+    reward = found.aim.reward
     record: dict[str, Any] = {"reward": reward.kind, "cas": bool(found.aim.contained)}
     if reward.kind == "r2":
         record |= {"lambda1": reward.lambda1, "lambda2": reward.lambda2}
     if reward.nfr_cap is not None:
         record["nfr_cap"] = reward.nfr_cap
     if reference is not None:
-        record |= {"reference": reference.to_json(), **relation(campaign, found)}
+        record |= {"reference": reference.to_json(), **relation(campaign, found, reference)}
     record["reward_value"] = float(reward.of(found.measured[:1])[0])
     return record
 
 
-def _candidates(records: Sequence[dict[str, Any]], found: Found, reward: Reward) -> list[dict[str, Any]]:
-    """The candidates with their flip rates (against each reference) and rewards on the validation split."""
-    values = reward.of(found.measured)
+def _candidates(records: Sequence[dict[str, Any]], found: Found) -> list[dict[str, Any]]:
+    """The candidates with their rewards and flip rates (the mean over references) on the validation split."""
+    values = found.aim.reward.of(found.measured)
     return [
-        record | {"nfr": float(row[1:].mean()), "reward_value": float(value)} if len(row) > 1 else record | {"reward_value": float(value)}
+        record | ({"nfr": float(row[1:].mean())} if len(row) > 1 else {}) | {"reward_value": float(value)}
         for record, row, value in zip(records, found.measured, values, strict=True)
     ]
 
@@ -236,55 +233,56 @@ def _candidates(records: Sequence[dict[str, Any]], found: Found, reward: Reward)
 def _family(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, dict[str, Any]]:
     """Networks for several budgets, small to large, each rewarded against all smaller ones and containing them.
 
-    Beside them the same budgets searched by accuracy alone.
+    Beside them the same budgets searched by accuracy alone. Each network's folder tells what flips against the next smaller one.
     Reference: REG-NAS, supplement, section D. Inferred: the mean of the rates against all smaller ones is the penalty, and the
     smallest network, where none is given, is found by accuracy (as the reference of table 2 is).
     """
-    request, base = campaign.request, campaign.reference
-    found: list[Found] = []
-    plain: list[Found] = []
+    request, ranks = campaign.request, campaign.ranks
+    references = [campaign.reference] if campaign.reference is not None else []
+    family: list[dict[str, Any]] = []
+    plain: list[dict[str, Any]] = []
+    alone: list[Reference] = []
     for number, limit in enumerate(request.family, start=1):
+        name, smaller = f"A{number}", list(references)
         yield FindProgress(phase=f"network {number} of {len(request.family)}", done=number - 1, total=len(request.family))
-        smaller = ([base.predicted["validation"]] if base is not None else []) + [one.validation for one in found]
-        reward = request.reward if smaller else Reward(kind="r0")
-        others = ([base.stated] if base is not None and base.stated is not None else []) + [one.placed for one in found]
-        held = others[-1:] if campaign.contained else []  # the largest of them holds the others
-        found.append((yield from hunt(campaign, reward, smaller, held, others=others, macs=limit)))
-        plain.append((yield from hunt(campaign, Reward(kind="r0"), [], [], macs=limit)) if smaller else found[-1])
-    if not campaign.ranks.first:
-        return {}
-    record: dict[str, Any] = _side(campaign, found) | {"plain": _side(campaign, plain)}
-    record |= _shared(campaign) | {"reward": request.reward.kind, "cas": campaign.contained}
+        found = yield from hunt(campaign, request.reward if smaller else Reward(kind="r0"), smaller, macs=limit)
+        record: dict[str, Any] = {}
+        test: Predicted | None = None
+        if ranks.first:
+            delivery = yield from _delivered(campaign, found, folder / name, smaller[-1] if smaller else None)
+            write_json(folder / name / "result.json", delivery.record)
+            record, test = {"files": delivery.record["files"]}, delivery.tested
+        references.append(as_reference(found, name, ranks.share(test)))
+        by_accuracy = (yield from hunt(campaign, Reward(kind="r0"), [], macs=limit)) if smaller else found
+        alone.append(as_reference(by_accuracy, name, ranks.share(tested(campaign, by_accuracy) if ranks.first else None)))
+        family.append(brief(campaign, found, campaign.reference) | {"budget_macs": limit, "reward": found.aim.reward.kind} | record)
+        plain.append(brief(campaign, by_accuracy, campaign.reference) | {"budget_macs": limit, "reward": "r0"})
+    answer = _side(campaign, family, references[-len(family) :]) | {"plain": _side(campaign, plain, alone)}
+    answer |= _shared(campaign) | {"reward": request.reward.kind, "cas": campaign.contained}
     if request.reward.kind == "r2":
-        record |= {"lambda1": request.reward.lambda1, "lambda2": request.reward.lambda2}
-    for number, one in enumerate(found, start=1):
-        delivery = yield from deliver_winner(
-            one.request, one.setup, one.outcome, campaign.whole, folder / f"A{number}", told(campaign, one)
-        )
-        write_json(folder / f"A{number}" / "result.json", delivery.record)
-        record["family"][number - 1]["files"] = delivery.record["files"]
-    plots = {split: folder / f"family-{split}.png" for split in report.splits(record)}
-    for split, file in plots.items():
-        write_atomic(file, report.family_plot(record, split))
-    return record | {"files": {f"plot_{split}": str(file.absolute()) for split, file in plots.items()}}
+        answer |= {"lambda1": request.reward.lambda1, "lambda2": request.reward.lambda2}
+    return answer | {"files": _plots(campaign, folder, "family", report.family_plot, answer)}
 
 
-def _side(campaign: Campaign, found: Sequence[Found]) -> dict[str, Any]:
-    """A family with the flip rates between its networks, on both splits."""
-    predicted: dict[Judged, list[Predicted]] = {
-        "validation": [one.validation for one in found],
-        "test": [tested(campaign, one) for one in found],
-    }
-    networks = [brief(campaign, one) | {"budget_macs": _limit(one), "reward": one.aim.reward.kind} for one in found]
-    for split, rows in predicted.items():
+def _side(campaign: Campaign, networks: Sequence[dict[str, Any]], members: Sequence[Reference]) -> dict[str, Any]:
+    """A family with its scores, and the flip rates between its networks, on both splits."""
+    matrices = {}
+    for split in SPLITS:
+        labels, rows = labels_of(campaign, split), [member.predicted[split] for member in members]
         for network, row in zip(networks, rows, strict=True):
-            network[split] = scores(row, labels_of(campaign, split), None)
-    matrices = {split: nfr_matrix(rows, labels_of(campaign, split)).tolist() for split, rows in predicted.items()}
-    return {"family": networks, "nfr_matrix": matrices}
+            network[split] = scores(row, labels, None)
+        matrices[split] = nfr_matrix(rows, labels).tolist()
+    return {"family": list(networks), "nfr_matrix": matrices}
 
 
-def _limit(found: Found) -> float:
-    return float(found.setup.question.budgets.macs or 0)
+def _plots(
+    campaign: Campaign, folder: Path, name: str, plot: Callable[[Mapping[str, Any], str], bytes], record: Mapping[str, Any]
+) -> dict[str, str]:
+    """One picture per split; their paths by name."""
+    files = {split: folder / f"{name}-{split}.png" for split in report.splits(record)}
+    for split, file in files.items() if campaign.ranks.first else ():
+        write_atomic(file, plot(record, split))
+    return {f"plot_{split}": str(file.absolute()) for split, file in files.items()}
 
 
 def _shared(campaign: Campaign) -> dict[str, Any]:
@@ -309,19 +307,20 @@ def _sweep(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, di
     """One search per ratio of lambda2 to lambda1. Reference: REG-NAS, supplement, section B and table 1."""
     request, reference = campaign.request, campaign.reference
     assert reference is not None  # or there is a family
-    rows = []
+    swept: list[dict[str, Any]] = []
     for number, ratio in enumerate(request.sweep):
         yield FindProgress(phase=f"lambda2 / lambda1 = {ratio:g}", done=number, total=len(request.sweep))
-        reward = replace(request.reward, lambda1=1.0, lambda2=ratio)
-        rows.append((ratio, (yield from _against(campaign, reference, reward))))
-    if not campaign.ranks.first:
-        return {}
-    swept = [{"ratio": ratio, "lambda1": 1.0, "lambda2": ratio, **brief(campaign, found)} for ratio, found in rows]
-    for network, (_, found) in zip(swept, rows, strict=True):
-        for split, predicted in (("validation", found.validation), ("test", tested(campaign, found))):
-            network[split] = scores(predicted, labels_of(campaign, split), reference.predicted[split])  # type: ignore[index]
+        found = yield from hunt(campaign, replace(request.reward, lambda1=1.0, lambda2=ratio), [reference])
+        network = {"ratio": ratio, "lambda1": 1.0, "lambda2": ratio, **brief(campaign, found, reference)}
+        former = next((row for row in swept if row["arch_id"] == network["arch_id"]), {})
+        for split in SPLITS if campaign.ranks.first else ():
+            network[split] = former.get(split) or _flipped(campaign, found, reference, split)
+        swept.append(network)
     record = {"sweep": swept, "cas": campaign.contained, **_shared(campaign)}
-    plots = {split: folder / f"sweep-{split}.png" for split in report.splits(record)}
-    for split, file in plots.items():
-        write_atomic(file, report.sweep_plot(record, split))
-    return record | {"files": {f"plot_{split}": str(file.absolute()) for split, file in plots.items()}}
+    return record | {"files": _plots(campaign, folder, "sweep", report.sweep_plot, record)}
+
+
+def _flipped(campaign: Campaign, found: Found, reference: Reference, split: Judged) -> dict[str, float]:
+    """Top-1 and flips of a winner on a split."""
+    predicted = found.validation if split == "validation" else tested(campaign, found)
+    return scores(predicted, labels_of(campaign, split), reference.predicted[split])

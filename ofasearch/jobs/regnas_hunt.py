@@ -118,28 +118,24 @@ def begin(request: RegnasRequest, ranks: Ranks) -> Generator[FindProgress, None,
 
 
 def hunt(
-    campaign: Campaign,
-    reward: Reward,
-    references: Sequence[Predicted],
-    contained: Sequence[Placed],
-    *,
-    others: Sequence[Placed] = (),
-    macs: float | None = None,
+    campaign: Campaign, reward: Reward, references: Sequence[Reference], *, macs: float | None = None
 ) -> Generator[FindProgress, None, Found]:
-    """One search: against predictions of the whole validation split (r, k), within what contains the given networks.
+    """One search against references, small to large; where these must be contained, within what contains the last of them.
 
-    It is none of `others`. `macs` takes the place of the budget in MACs.
+    The answer is none of the references. `macs` takes the place of the budget in MACs.
     Raises InfeasibleError, saying what the reference or the cap has to do with it.
     """
     question, data = campaign.request.question, campaign.searched
     if macs is not None:
         question = replace(question, budgets=replace(question.budgets, macs=macs))
     seen = len(data["validation"]) if data is not None else None
+    contained = [reference.placed for reference in references[-1:] if campaign.contained and reference.placed is not None]
     aim = RewardAim(
         reward=reward,
-        references=[predicted[:seen] for predicted in references],
+        references=[reference.predicted["validation"][:seen] for reference in references],
         contained=contained,
-        others=others,
+        others=[reference.stated for reference in references if reference.stated is not None],
+        known=[(position, one.placed) for position, one in enumerate(references) if one.placed is not None],
         ranks=campaign.ranks,
         former=campaign.trials if data is None or seen == len(campaign.data["validation"]) else None,  # type: ignore[index]
     )
@@ -189,7 +185,7 @@ def _alone(error: InfeasibleError, setup: Setup, contained: bool) -> InfeasibleE
     return InfeasibleError(f"a network that is not the reference itself must keep the budgets, but none other was found to; {way}")
 
 
-def _judged(campaign: Campaign, found: Found, references: Sequence[Predicted]) -> Generator[FindProgress, None, Found]:
+def _judged(campaign: Campaign, found: Found, references: Sequence[Reference]) -> Generator[FindProgress, None, Found]:
     """The candidates that keep the budgets, measured on the whole validation split, best reward first.
 
     Searches on fewer images end with it, because the best of many on few images is partly chance.
@@ -202,7 +198,8 @@ def _judged(campaign: Campaign, found: Found, references: Sequence[Predicted]) -
         trials = live_trials(campaign.supernet, setup.space, whole, campaign.ranks)
         if campaign.trials is not None:
             trials.join(campaign.trials)
-        aim = RewardAim(reward=aim.reward, references=references, contained=aim.contained, ranks=aim.ranks, trials=trials)
+        whole_references = [reference.predicted["validation"] for reference in references]
+        aim = RewardAim(reward=aim.reward, references=whole_references, contained=aim.contained, ranks=aim.ranks, trials=trials)
     assert aim.trials is not None
     phase = f"evaluating {len(kept)} candidates on {aim.trials.images:,} validation images"
     for progress in aim.trials.evaluate(codes):
@@ -264,9 +261,22 @@ def tested(campaign: Campaign, found: Found) -> Predicted:
     return predicted
 
 
-def relation(campaign: Campaign, found: Found) -> dict[str, bool]:
+def as_reference(found: Found, name: str, tested: Predicted) -> Reference:
+    """The winner as something that larger networks are compared with; `tested` (k,) are its predictions of the test split."""
+    return Reference(
+        name=name,
+        kind="subnet",
+        predicted={"validation": found.validation, "test": tested},
+        placed=found.placed,
+        stated=found.placed,
+        arch_id=found.setup.space.arch(found.winner).id,
+        macs=costs(found.setup.space.blueprint(found.winner)).macs,
+    )
+
+
+def relation(campaign: Campaign, found: Found, reference: Reference | None) -> dict[str, bool]:
     """Whether the winner contains the reference, and whether with the same filters; nothing where that has other weights."""
-    placed = campaign.reference.placed if campaign.reference is not None else None
+    placed = reference.placed if reference is not None else None
     if placed is None:
         return {}
     space = campaign.supernet.weights.space
@@ -275,7 +285,7 @@ def relation(campaign: Campaign, found: Found) -> dict[str, bool]:
     return {"contains_reference": contains} | ({"effective_filters_equal": bool(equal_filters(space, big, small)[0])} if contains else {})
 
 
-def brief(campaign: Campaign, found: Found) -> dict[str, Any]:
+def brief(campaign: Campaign, found: Found, reference: Reference | None) -> dict[str, Any]:
     """One network of several: what it is and costs."""
     codes = found.winner
     price = costs(found.setup.space.blueprint(codes))
@@ -283,10 +293,11 @@ def brief(campaign: Campaign, found: Found) -> dict[str, Any]:
         "arch_id": found.setup.space.arch(codes).id,
         "macs": price.macs,
         "params": price.params,
-        **relation(campaign, found),
+        **relation(campaign, found, reference),
         "algorithm": found.request.algorithm,
         "evaluations": found.outcome.tally.evaluations,
         "search_seconds": found.outcome.tally.seconds,
+        **effort(found),
     }
 
 

@@ -5,7 +5,7 @@ Legend: n = networks, r = references, k = images, g = genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,19 +48,27 @@ class Placed:
         codes: Codes = space.from_settings(settings)[0]
         return codes
 
+    def codes_in(self, space: Space) -> list[Codes]:
+        """Its codes (g,) at its own resolution, if the space has it."""
+        try:
+            return [space.from_settings(self.space.settings(self.codes[None]))[0]]
+        except ArchError:
+            return []
+
 
 @dataclass(slots=True, kw_only=True)
 class RewardAim:
     """See `Aim`. `references` (r, k) are predictions of the validation split; what is found holds all weights of `contained`.
 
     It is none of `others`: the reference flips nothing of its own, so that it may well have the best reward, and yet is no answer.
-    These are the references in their order, as far as they are networks of these weights.
+    `known` are the references that are networks of these weights, with their positions.
     """
 
     reward: Reward
     references: Sequence[Predicted] = ()
     contained: Sequence[Placed] = ()
     others: Sequence[Placed] = ()
+    known: Sequence[tuple[int, Placed]] = ()
     ranks: Ranks = field(default_factory=Ranks)
     former: Trials | None = None  # of an earlier search with these weights and images: what it saw is known
     trials: Trials | None = None
@@ -80,16 +88,8 @@ class RewardAim:
 
     def excluded(self, space: Space) -> Codes | None:
         """The codes (k, g) of `others` at their own resolutions, where the space has them."""
-        found = [codes for _, codes in self._others_in(space)]
+        found = [codes for placed in self.others for codes in placed.codes_in(space)]
         return np.stack(found) if found else None
-
-    def _others_in(self, space: Space) -> Iterator[tuple[int, Codes]]:
-        """Positions among `others`, and codes (g,) in the space."""
-        for position, placed in enumerate(self.others):
-            try:
-                yield position, space.from_settings(placed.space.settings(placed.codes[None]))[0]
-            except ArchError:
-                continue
 
     def exam(self, supernet: zoo.TrainedSupernet | None, space: Space, members: Members | None, data: DataSet | None) -> Exam:
         """Networks run on the validation split of the data, or what measured members were seen to predict.
@@ -143,8 +143,8 @@ class RewardAim:
         return counts.astype(np.float64) / len(order)
 
     def _known(self, space: Space, trials: Trials) -> tuple[Codes, Values] | None:
-        """Those of `others` that are references, and what is measured of them: against themselves nothing flips."""
-        found = [(position, codes) for position, codes in self._others_in(space) if position < len(self.references)]
+        """The references that are networks of the space, and what is measured of them: against itself none flips."""
+        found = [(position, codes) for position, placed in self.known for codes in placed.codes_in(space)]
         if not found:
             return None
         predicted = np.stack([self.references[position] for position, _ in found])[:, trials.order]

@@ -14,10 +14,9 @@ from pretended import Device
 import ofasearch
 from ofasearch import zoo
 from ofasearch.errors import InfeasibleError, MismatchError, OfaSearchError, UsageError, VerificationError
-from ofasearch.jobs import regnas as job
 from ofasearch.jobs.deliver import load_subnet
 from ofasearch.jobs.quantities import fraction
-from ofasearch.jobs.regnas_hunt import begin
+from ofasearch.jobs.regnas_hunt import begin, hunt
 from ofasearch.jobs.regnas_task import RegnasRequest
 from ofasearch.jobs.searching import FindRequest
 from ofasearch.jobs.setup import Budgets, Question
@@ -72,7 +71,7 @@ def hunted(ref, *, macs=None, reward=None, cas=None):
     question = Question(budgets=Budgets(macs=macs), objective="measured")
     request = RegnasRequest(find=FindRequest(question=question), ref=str(ref), reward=reward or Reward(), cas=cas)
     campaign = drained(begin(request, Ranks()))
-    return drained(job._against(campaign, campaign.reference, request.reward))
+    return drained(hunt(campaign, request.reward, [campaign.reference]))
 
 
 def facts(record):
