@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from ofasearch.data import SplitName
 from ofasearch.errors import MismatchError, OfaSearchError, TrainingError, UsageError, WriteError
 from ofasearch.evaluate.flips import nfr_matrix
-from ofasearch.evaluate.saved import labelled
+from ofasearch.evaluate.saved import SPLITS, labelled
 from ofasearch.jobs.classifier import shipped_images
 from ofasearch.jobs.flips import Comparison, write_flips
 from ofasearch.jobs.inputs import DIGITS
 from ofasearch.jobs.regnas_hunt import Campaign, Found, as_reference, begin, brief, effort, hunt, labels_of, relation, scores, tested
-from ofasearch.jobs.regnas_task import Judged, Reference, RegnasRequest
+from ofasearch.jobs.regnas_task import Reference, RegnasRequest
 from ofasearch.jobs.reward_aim import Predicted
 from ofasearch.jobs.searching import FindProgress
 from ofasearch.jobs.winner import Delivery, deliver_winner
@@ -30,7 +31,6 @@ from ofasearch.search.regnas import Reward
 
 FORMAT = "ofasearch-regnas-1"
 RUN = "run.json"
-SPLITS: tuple[Judged, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,7 +320,7 @@ def _sweep(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, di
     return record | {"files": _plots(campaign, folder, "sweep", report.sweep_plot, record)}
 
 
-def _flipped(campaign: Campaign, found: Found, reference: Reference, split: Judged) -> dict[str, float]:
+def _flipped(campaign: Campaign, found: Found, reference: Reference, split: SplitName) -> dict[str, float]:
     """Top-1 and flips of a winner on a split."""
     predicted = found.validation if split == "validation" else tested(campaign, found)
     return scores(predicted, labels_of(campaign, split), reference.predicted[split])

@@ -6,14 +6,14 @@ Legend: n = networks or images, r = references, k = images, g = genes.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ofasearch import zoo
-from ofasearch.data import DataSet, load_data
+from ofasearch.data import DataSet, SplitName, load_data
 from ofasearch.errors import InfeasibleError, UsageError
 from ofasearch.evaluate.flips import compare
 from ofasearch.jobs.choose import Candidate, Outcome, choose, clock_of
@@ -99,13 +99,13 @@ def begin(request: RegnasRequest, ranks: Ranks) -> Generator[FindProgress, None,
             "latencies of this machine must be measured by one process, but torchrun started several; "
             "leave --target out, or give a latency table"
         )
+    yield from _fetch(request.question.supernet)  # a reference may be one of its networks
     classifier = read_classifier(request.ref, supernet=request.question.supernet) if request.ref is not None else None
     request = with_defaults(request, classifier)
     if request.question.supernet is None and request.question.space is not None:
         raise UsageError(f"negative flips are measured on trained weights, but --space {request.question.space} has none; add --supernet")
     data = load_data(request.find.data) if request.find.data is not None else None
-    for fetched in zoo.fetch_supernet(request.question.supernet):
-        yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
+    yield from _fetch(request.question.supernet)
     supernet = zoo.load_supernet(request.question.supernet or zoo.DEFAULT_SUPERNET)
     reference, notes = (yield from read_reference(classifier, supernet, data)) if classifier is not None else (None, list[str]())
     contained = is_contained(request, reference)
@@ -115,6 +115,11 @@ def begin(request: RegnasRequest, ranks: Ranks) -> Generator[FindProgress, None,
             f"{reference.name} is not known to be a subnet of {supernet.name}: what is found need not contain its weights"
         )
     return campaign
+
+
+def _fetch(supernet: str | None) -> Iterator[FindProgress]:
+    for fetched in zoo.fetch_supernet(supernet):
+        yield FindProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
 
 
 def hunt(
@@ -240,10 +245,10 @@ def scores(predicted: Predicted, labels: Predicted, reference: Predicted | None)
     return {"top1": told.pop("top1_new"), "top1_ref": told.pop("top1_old"), **told}
 
 
-def labels_of(campaign: Campaign, split: str) -> Predicted:
+def labels_of(campaign: Campaign, split: SplitName) -> Predicted:
     """Labels (n,) of a split: of the data, or of the shipped predictions."""
     if campaign.data is not None:
-        return campaign.data[split].labels  # type: ignore[index]
+        return campaign.data[split].labels
     assert campaign.supernet.members is not None
     return campaign.supernet.members.labels[split]
 

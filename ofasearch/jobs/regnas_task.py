@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ofasearch import zoo
-from ofasearch.data import DataSet
+from ofasearch.data import DataSet, SplitName
 from ofasearch.errors import MismatchError, UsageError
+from ofasearch.evaluate.saved import SPLITS
 from ofasearch.jobs.classifier import Classifier, PredictionProgress, assume_preprocessing, live_predictions, shipped_predictions
 from ofasearch.jobs.deliver import Subnet
 from ofasearch.jobs.reward_aim import Placed, Predicted
@@ -25,8 +26,6 @@ from ofasearch.supernet.weights import Weights, slice_network
 
 TIMES = 2.0  # the reference's MACs: the budget where none is given, as from 150 M to 300 M in the paper
 MOST_MEMBERS, MOST_RATIOS = 20, 100  # of a family, of a sweep
-
-Judged = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ class Reference:
 
     name: str
     kind: str
-    predicted: Mapping[Judged, Predicted]
+    predicted: Mapping[SplitName, Predicted]
     placed: Placed | None = None
     stated: Placed | None = None
     arch_id: str | None = None
@@ -120,9 +119,8 @@ def read_reference(
     Raises MismatchError (other classes, sizes or preprocessing; predictions of another length), CalibrationError.
     """
     (classifier,), notes = assume_preprocessing([classifier], [supernet.weights.preprocessing])
-    predicted: dict[Judged, Predicted] = {}
-    splits: tuple[Judged, ...] = ("validation", "test")
-    for split in splits:
+    predicted: dict[SplitName, Predicted] = {}
+    for split in SPLITS:
         if data is None:
             predicted[split] = shipped_predictions(classifier, supernet, split)
         else:
