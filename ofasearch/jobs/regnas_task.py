@@ -14,7 +14,14 @@ from ofasearch import zoo
 from ofasearch.data import DataSet, SplitName
 from ofasearch.errors import MismatchError, UsageError
 from ofasearch.evaluate.saved import SPLITS
-from ofasearch.jobs.classifier import Classifier, PredictionProgress, assume_preprocessing, live_predictions, shipped_predictions
+from ofasearch.jobs.classifier import (
+    Classifier,
+    PredictionProgress,
+    assume_preprocessing,
+    check_fits,
+    live_predictions,
+    shipped_predictions,
+)
 from ofasearch.jobs.deliver import Subnet
 from ofasearch.jobs.reward_aim import Placed, Predicted
 from ofasearch.jobs.searching import FindProgress, FindRequest
@@ -124,7 +131,7 @@ def read_reference(
         if data is None:
             predicted[split] = shipped_predictions(classifier, supernet, split)
         else:
-            predicted[split] = yield from _told(live_predictions(classifier, data, split))
+            predicted[split] = yield from _run(classifier, data, split)
     space, codes = classifier.space, classifier.codes
     stated = Placed(space=space, codes=codes) if space is not None and codes is not None else None
     is_part = _is_part(classifier, supernet, live=data is not None)
@@ -138,6 +145,25 @@ def read_reference(
         macs=classifier.macs,
     )
     return reference, notes
+
+
+def _run(classifier: Classifier, data: DataSet, split: SplitName) -> Generator[FindProgress, None, Predicted]:
+    """Predictions of a split (n,); those of a file are remembered, because it always predicts the same."""
+    from ofasearch.evaluate.store import Key, Score, Store
+    from ofasearch.evaluate.subject import images_digest
+
+    check_fits(classifier, data, split)
+    if classifier.saved is not None or classifier.trained is not None or classifier.preprocessing is None:
+        return (yield from _told(live_predictions(classifier, data, split)))
+    images = images_digest(data[split], classifier.preprocessing)
+    key = Key(classifier.digest, classifier.kind, split, images, "as it is")
+    with Store() as store:
+        known = store.get(key)
+        if known is not None and known.predicted is not None and known.n == len(data[split]):
+            return known.predicted.astype(np.int64)
+        found = yield from _told(live_predictions(classifier, data, split))
+        store.put(key, Score(float(np.mean(found == data[split].labels)), len(found), found))
+    return found
 
 
 def _told(work: Iterator[PredictionProgress | npt.NDArray[np.int64]]) -> Generator[FindProgress, None, Predicted]:

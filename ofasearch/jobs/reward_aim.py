@@ -153,7 +153,8 @@ class RewardAim:
     def _hint(self, grounds: Grounds) -> Callable[[Codes], Values]:
         """Predicted top-1 where a predictor knows the networks, their MACs, and how like the references they are."""
         space, macs = grounds.space, macs_of(grounds.space)
-        predictor = self._predictor(grounds)
+        found = self._predictor(grounds)
+        predictor = remembered(found) if found is not None else None
         kin = [space.settings(placed.within(space)[None]) for placed in self.contained]
 
         def hint(codes: Codes) -> Values:
@@ -178,6 +179,20 @@ class RewardAim:
                 raise
             return None
         return found
+
+
+def remembered(ask: Callable[[Codes], Values]) -> Callable[[Codes], Values]:
+    """The same, asked only once about each network: a search that is stopped to evaluate some asks about all others again."""
+    known: dict[bytes, float] = {}
+
+    def told(codes: Codes) -> Values:
+        keys = [row.tobytes() for row in np.ascontiguousarray(codes)]
+        new = {key: i for i, key in enumerate(keys) if key not in known}
+        if new:
+            known.update(zip(new, ask(codes[list(new.values())]).tolist(), strict=True))
+        return np.array([known[key] for key in keys], dtype=np.float64)
+
+    return told
 
 
 def live_trials(supernet: zoo.TrainedSupernet, space: Space, data: DataSet, ranks: Ranks) -> Trials:
