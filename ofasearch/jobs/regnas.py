@@ -294,6 +294,8 @@ def _shared(campaign: Campaign) -> dict[str, Any]:
         "seed": campaign.request.find.seed,
         "notes": list(campaign.notes),
     }
+    if campaign.request.reward.nfr_cap is not None:
+        record["nfr_cap"] = campaign.request.reward.nfr_cap
     if campaign.reference is None:
         return record
     split_scores = {split: scores(predicted, labels_of(campaign, split), None) for split, predicted in campaign.reference.predicted.items()}
