@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from brute import Everything
 
 from ofasearch import zoo
 
@@ -17,3 +18,11 @@ def quick():
 @pytest.fixture(scope="module")
 def shipped():
     return zoo.load_supernet(zoo.DEFAULT_SUPERNET)
+
+
+@pytest.fixture(scope="module")
+def everything(shipped):
+    """The shipped supernet's networks and predictions, to count by."""
+    members = shipped.members
+    labels = {split: values.astype(int) for split, values in members.labels.items()}
+    return Everything(shipped.weights.space, members.codes, members.predictions, labels)

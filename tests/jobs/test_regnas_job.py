@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brute import Everything, drained, flips
+from brute import drained, flips
 from pretended import Device
 
 import ofasearch
@@ -36,13 +36,6 @@ def loaded_once(shipped):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "load_supernet", lambda name: shipped if name == zoo.DEFAULT_SUPERNET else load(name))
         yield
-
-
-@pytest.fixture(scope="module")
-def everything(shipped):
-    members = shipped.members
-    labels = {split: values.astype(int) for split, values in members.labels.items()}
-    return Everything(shipped.weights.space, members.codes, members.predictions, labels)
 
 
 @pytest.fixture(scope="module")

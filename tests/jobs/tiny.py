@@ -5,6 +5,7 @@ import torch
 
 from ofasearch.data import DataSet, ImageSet, Preprocessing
 from ofasearch.space.families import MobileDesign, Stage
+from ofasearch.supernet.elastic import norms
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import Weights
 from ofasearch.zoo import TrainedSupernet
@@ -24,8 +25,14 @@ DATA = DataSet(
 )
 
 
-def supernet_of(name, space, seed=1):
-    supernet = Supernet(space, generator=torch.Generator().manual_seed(seed))
+def supernet_of(name, space, seed=1, spread=0.0):
+    """A supernet of random weights; with a `spread` of its scales its networks differ more in what they predict."""
+    generator = torch.Generator().manual_seed(seed)
+    supernet = Supernet(space, generator=generator)
+    with torch.no_grad():
+        for norm in norms(supernet).values() if spread else ():
+            for parameter in (norm.weight, norm.bias):
+                parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return TrainedSupernet(name, Weights(supernet.arrays(), space, PREPROCESSING), None)
 
 
