@@ -237,31 +237,37 @@ def _family(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, d
     Reference: REG-NAS, supplement, section D. Inferred: the mean of the rates against all smaller ones is the penalty, and the
     smallest network, where none is given, is found by accuracy (as the reference of table 2 is).
     """
-    request, ranks = campaign.request, campaign.ranks
-    references = [campaign.reference] if campaign.reference is not None else []
-    family: list[dict[str, Any]] = []
-    plain: list[dict[str, Any]] = []
-    alone: list[Reference] = []
+    request = campaign.request
+    base = [campaign.reference] if campaign.reference is not None else []
+    family: list[tuple[Found, Reference]] = []
+    plain: list[tuple[Found, Reference]] = []
     for number, limit in enumerate(request.family, start=1):
-        name, smaller = f"A{number}", list(references)
+        name, smaller = f"A{number}", [*base, *(member for _, member in family)]
         yield FindProgress(phase=f"network {number} of {len(request.family)}", done=number - 1, total=len(request.family))
         found = yield from hunt(campaign, request.reward if smaller else Reward(kind="r0"), smaller, macs=limit)
-        record: dict[str, Any] = {}
-        test: Predicted | None = None
-        if ranks.first:
-            delivery = yield from _delivered(campaign, found, folder / name, smaller[-1] if smaller else None)
-            write_json(folder / name / "result.json", delivery.record)
-            record, test = {"files": delivery.record["files"]}, delivery.tested
-        references.append(as_reference(found, name, ranks.share(test)))
         by_accuracy = (yield from hunt(campaign, Reward(kind="r0"), [], macs=limit)) if smaller else found
-        alone.append(as_reference(by_accuracy, name, ranks.share(tested(campaign, by_accuracy) if ranks.first else None)))
-        family.append(brief(campaign, found, campaign.reference) | {"budget_macs": limit, "reward": found.aim.reward.kind} | record)
-        plain.append(brief(campaign, by_accuracy, campaign.reference) | {"budget_macs": limit, "reward": "r0"})
-    answer = _side(campaign, family, references[-len(family) :]) | {"plain": _side(campaign, plain, alone)}
+        family.append((found, as_reference(found, name)))
+        plain.append((by_accuracy, as_reference(by_accuracy, name)))
+    if not campaign.ranks.first:
+        return {}
+    networks, members = [], list(base)
+    for (found, member), limit in zip(family, request.family, strict=True):  # written when all were found
+        delivery = yield from _delivered(campaign, found, folder / member.name, members[-1] if members else None)
+        write_json(folder / member.name / "result.json", delivery.record)
+        members.append(member.tested_as(delivery.tested if delivery.tested is not None else tested(campaign, found)))
+        networks.append(_budgeted(campaign, found, limit) | {"files": delivery.record["files"]})
+    others = [_budgeted(campaign, found, limit) for (found, _), limit in zip(plain, request.family, strict=True)]
+    answer = _side(campaign, networks, members[len(base) :])
+    answer["plain"] = _side(campaign, others, [member.tested_as(tested(campaign, found)) for found, member in plain])
     answer |= _shared(campaign) | {"reward": request.reward.kind, "cas": campaign.contained}
     if request.reward.kind == "r2":
         answer |= {"lambda1": request.reward.lambda1, "lambda2": request.reward.lambda2}
-    return answer | {"files": _plots(campaign, folder, "family", report.family_plot, answer)}
+    return answer | {"files": _plots(folder, "family", report.family_plot, answer)}
+
+
+def _budgeted(campaign: Campaign, found: Found, limit: float) -> dict[str, Any]:
+    """One network of a family."""
+    return brief(campaign, found, campaign.reference) | {"budget_macs": limit, "reward": found.aim.reward.kind}
 
 
 def _side(campaign: Campaign, networks: Sequence[dict[str, Any]], members: Sequence[Reference]) -> dict[str, Any]:
@@ -275,12 +281,10 @@ def _side(campaign: Campaign, networks: Sequence[dict[str, Any]], members: Seque
     return {"family": list(networks), "nfr_matrix": matrices}
 
 
-def _plots(
-    campaign: Campaign, folder: Path, name: str, plot: Callable[[Mapping[str, Any], str], bytes], record: Mapping[str, Any]
-) -> dict[str, str]:
+def _plots(folder: Path, name: str, plot: Callable[[Mapping[str, Any], str], bytes], record: Mapping[str, Any]) -> dict[str, str]:
     """One picture per split; their paths by name."""
     files = {split: folder / f"{name}-{split}.png" for split in report.splits(record)}
-    for split, file in files.items() if campaign.ranks.first else ():
+    for split, file in files.items():
         write_atomic(file, plot(record, split))
     return {f"plot_{split}": str(file.absolute()) for split, file in files.items()}
 
@@ -318,8 +322,10 @@ def _sweep(campaign: Campaign, folder: Path) -> Generator[FindProgress, None, di
         for split in SPLITS if campaign.ranks.first else ():
             network[split] = former.get(split) or _flipped(campaign, found, reference, split)
         swept.append(network)
+    if not campaign.ranks.first:
+        return {}
     record = {"sweep": swept, "cas": campaign.contained, **_shared(campaign)}
-    return record | {"files": _plots(campaign, folder, "sweep", report.sweep_plot, record)}
+    return record | {"files": _plots(folder, "sweep", report.sweep_plot, record)}
 
 
 def _flipped(campaign: Campaign, found: Found, reference: Reference, split: SplitName) -> dict[str, float]:

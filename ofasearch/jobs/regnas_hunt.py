@@ -266,16 +266,17 @@ def tested(campaign: Campaign, found: Found) -> Predicted:
     return predicted
 
 
-def as_reference(found: Found, name: str, tested: Predicted) -> Reference:
-    """The winner as something that larger networks are compared with; `tested` (k,) are its predictions of the test split."""
+def as_reference(found: Found, name: str) -> Reference:
+    """The winner as something that larger networks are compared with."""
+    blueprint = found.setup.space.blueprint(found.winner)
     return Reference(
         name=name,
         kind="subnet",
-        predicted={"validation": found.validation, "test": tested},
+        predicted={"validation": found.validation},
         placed=found.placed,
         stated=found.placed,
         arch_id=found.setup.space.arch(found.winner).id,
-        macs=costs(found.setup.space.blueprint(found.winner)).macs,
+        macs=costs(blueprint).macs,
     )
 
 

@@ -87,6 +87,10 @@ class Reference:
     arch_id: str | None = None
     macs: float | None = None
 
+    def tested_as(self, predicted: Predicted) -> Reference:
+        """The same with its predictions (k,) of the test split."""
+        return replace(self, predicted={**self.predicted, "test": predicted})
+
     def to_json(self) -> dict[str, Any]:
         """As in the answer."""
         known = {"arch_id": self.arch_id, "macs": self.macs}

@@ -106,8 +106,14 @@ def test_every_network_of_a_family_has_a_folder(family):
             "net_config": str(own / "net.config"),
             "onnx": str(own / "subnet.onnx"),
             "subnet": str(own / "subnet.pt"),
+            **({"flips": str(own / "flips.json"), "flips_csv": str(own / "flips.csv")} if number > 1 else {}),
         }
-        assert {path.name for path in own.iterdir()} == {"subnet.pt", "subnet.onnx", "net.config", "run.config", "result.json"}
+        if number > 1:  # against the next smaller one
+            flips = json.loads((own / "flips.json").read_text())
+            assert flips["nfr"] == record["nfr_matrix"]["test"][number - 2][number - 1]
+            assert flips["old"] == f"A{number - 1}"
+        written = {"subnet.pt", "subnet.onnx", "net.config", "run.config", "result.json"}
+        assert {path.name for path in own.iterdir()} == written | ({"flips.json", "flips.csv"} if number > 1 else set())
         subnet, told = load_subnet(own / "subnet.pt")
         assert (subnet.arch.id, told["reward"]) == (network["arch_id"], network["reward"])
         answer = json.loads((own / "result.json").read_text())

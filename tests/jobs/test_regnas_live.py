@@ -25,7 +25,7 @@ from ofasearch.jobs import regnas as job
 from ofasearch.jobs import reward_aim
 from ofasearch.jobs.deliver import calibrated_subnet, load_subnet, onnx_bytes, save_subnet, uncalibrated_subnet
 from ofasearch.jobs.regnas import RegnasResult
-from ofasearch.jobs.regnas_hunt import begin
+from ofasearch.jobs.regnas_hunt import begin, hunt
 from ofasearch.jobs.regnas_task import RegnasRequest
 from ofasearch.jobs.searching import FindRequest
 from ofasearch.jobs.setup import Budgets, Question
@@ -113,7 +113,7 @@ def request_of(ref, *, reward=None, macs=1e9, cas=None, out=None, **options):
 def hunted(ref, *, images=None, **options):
     request = request_of(ref, images=images, **options)
     campaign = drained(begin(request, Ranks()))
-    return drained(job._against(campaign, campaign.reference, request.reward))
+    return drained(hunt(campaign, request.reward, [campaign.reference]))
 
 
 def facts(record):
