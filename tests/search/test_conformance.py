@@ -103,6 +103,16 @@ def test_no_network_is_evaluated_twice_or_beyond_the_budget(case, share):
     assert case.listed or len(rows) <= case.config().population * (GENERATIONS + 1)
 
 
+def test_excluded_networks_are_neither_evaluated_nor_found(case):
+    best = record(case).generations[-1].codes[:2]
+    problem = replace(case.problem(), excluded=best)
+    found, excluded = case.run(problem), set(map(tuple, best.tolist()))
+    assert not problem.feasible(best).any()
+    assert not any(excluded & set(map(tuple, generation.codes.tolist())) for generation in found)
+    if not case.refine:  # which asks for all neighbours
+        assert not excluded & set(map(tuple, problem.objectives[0].rows.tolist()))
+
+
 def test_without_generations_the_first_population_is_the_answer(case):
     problem = case.problem()
     generations = case.run(problem, generations=0)
