@@ -1,4 +1,6 @@
+import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,20 @@ def test_find_and_run_names_a_class_of_the_supernet(tmp_path, with_image, capsys
     main = runpy.run_path(str(EXAMPLES / "find_and_run.py"))["main"]
     assert main([str(image)] if with_image else []) in zoo.load_supernet(zoo.DEFAULT_SUPERNET).weights.class_names
     assert "M MACs, test top-1" in capsys.readouterr().out
+
+
+def test_an_update_breaks_less_than_the_most_accurate_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["update_without_regressions.py", str(tmp_path / "update")])
+    facts = runpy.run_path(str(EXAMPLES / "update_without_regressions.py"), run_name="__main__")
+    out = capsys.readouterr().out.splitlines()
+    update, plain = facts["update"], facts["plain"]
+    assert out[0] == f"{facts['shipped']['arch_id']} -> {update['arch_id']}"
+    assert update["contains_reference"]
+    assert facts["shipped"]["macs"] < update["macs"] <= 2 * facts["shipped"]["macs"]
+    assert update["validation"]["nfr"] <= plain["validation"]["nfr"]  # what the reward is of; the test split only reports
+    assert update["reward_value"] >= plain["validation"]["top1"] - plain["validation"]["nfr"] or not plain["contains_reference"]
+    rates = [float(number) for number in re.findall(r"(\d+\.\d+) %", "\n".join(out))]
+    measured = update["measured"]
+    expected = [measured[key] for key in ("top1_ref", "top1", "nfr", "pfr")] + [plain["measured"][key] for key in ("top1", "nfr")]
+    assert rates == [round(100 * value, 2) for value in expected]
+    assert {path.name for path in (tmp_path / "update").iterdir()} == {"first", "second", "plain", "model150.pt"}
