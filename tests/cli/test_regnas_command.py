@@ -137,7 +137,7 @@ def test_people_see_the_candidates_and_what_flips(says):
         assert re.split(" {2,}", row)[-3:] == [*shown, f"{candidate['reward_value']:.4f}"]
     facts, measured = told(out), record["measured"]
     assert facts["reward"] == "R2: 1 x top-1 - 1 x NFR"
-    assert facts["reference"].startswith("all of its weights are contained")
+    assert facts["reference"].startswith("model150.pt (4.50 M MACs): all of its weights are contained")
     assert facts["architecture"] == record["arch_id"]
     assert facts["test top-1"].startswith(f"{100 * measured['top1']:.2f} %, the reference's {100 * measured['top1_ref']:.2f} %")
     assert facts["test flips"].startswith(f"NFR {100 * measured['nfr']:.2f} %, PFR {100 * measured['pfr']:.2f} %")
