@@ -28,9 +28,9 @@ class SurrogateConfig(SearchConfig):
 
     population: int = 8
     generations: int = 10
-    promising: float = 0.5  # of the first batch, those of which the hints promise most; the others are random
+    promising: float = 0.75  # of the first batch, those of which the hints promise most; the others are random
     previewed: float = 2.0  # networks that a preview judges, per network that it keeps
-    pool: int = 4000  # networks that are chosen from; a space that has no more is listed
+    pool: int = 2000  # networks that are chosen from; a space that has no more is listed
     rounds: int = 4  # in which the pool of a larger space is bred
     mutation_probability: float = 0.1  # per block, per stage depth, and for the resolution
 
@@ -63,21 +63,23 @@ def surrogate(problem: Problem, config: SurrogateConfig, rng: np.random.Generato
 
 def _first(run: Run, config: SurrogateConfig) -> None:
     """A share of the batch are the networks of which the hints promise most, each hint in its turn; the others are random."""
-    measures = run.problem.measures
+    measures, n = run.problem.measures, config.population
     if measures is not None and measures.known is not None:
         run.unseen.take(measures.known[0], len(measures.known[0]))
-    promised = run.codes
-    if measures is not None and measures.hint is not None:
-        pool = _listed(run, config)
+    pool = _listed(run, config)
+    promised = pool[:0]
+    if measures is not None and measures.hint is not None and len(pool):
         orders = np.argsort(-measures.hint(pool), axis=0, kind="stable")
-        promised = run.unseen.take(pool[orders.ravel()], round(config.promising * config.population))
-    others = initial(run.problem, config.population - len(promised), run.unseen, run.rng)
-    run.extend(np.concatenate([promised, others]))
+        promised = run.unseen.take(pool[orders.ravel()], round(config.promising * n))
+    others = run.unseen.take(run.rng.permutation(pool), n - len(promised))
+    missing = n - len(promised) - len(others)
+    found = initial(run.problem, missing, run.unseen, run.rng) if missing else others[:0]
+    run.extend(np.concatenate([promised, others, found]))
 
 
 def _step(run: Run, config: SurrogateConfig) -> None:
     """Predict, choose, preview, measure."""
-    codes = _chosen(run, config)
+    codes = _most_promising(run, config)[: _sizes(run, config)[0]]
     if len(codes):
         run.extend(run.unseen.take(_previewed(run, config, codes), config.population))
     else:
@@ -102,11 +104,14 @@ def _sizes(run: Run, config: SurrogateConfig) -> list[int]:
 # -- what to choose from ---------------------------------------------------------------------------------------
 
 
+def _is_listed(problem: Problem, config: SurrogateConfig) -> bool:
+    return problem.space.size * len(problem.space.resolutions) <= config.pool
+
+
 def _listed(run: Run, config: SurrogateConfig) -> Codes:
     """All networks that keep the budgets and were not measured, or random ones of a large space."""
     space = run.problem.space
-    listed = space.size * len(space.resolutions) <= config.pool
-    return _usable(run, space.enumerate() if listed else space.sample(config.pool, run.rng))
+    return _usable(run, space.enumerate() if _is_listed(run.problem, config) else space.sample(config.pool // 2, run.rng))
 
 
 def _usable(run: Run, codes: Codes) -> Codes:
@@ -116,27 +121,33 @@ def _usable(run: Run, codes: Codes) -> Codes:
     return Unseen(run.problem.space).take(codes, len(codes))
 
 
-def _chosen(run: Run, config: SurrogateConfig) -> Codes:
-    """The networks of which most is expected, best first; fewer where there are no more.
+def _most_promising(run: Run, config: SurrogateConfig) -> Codes:
+    """The networks that were not measured, those first of which the greatest improvement is expected.
 
     A large space is searched for them: the best measured networks have children, of which the most promising have more.
     """
-    space, wanted = run.problem.space, _sizes(run, config)[0]
-    pool = _listed(run, config)
-    expect = _Expectation(run, pool)
-    if space.size * len(space.resolutions) > config.pool:
+    codes = _listed(run, config)
+    expectation = Expectation(run)
+    promise = expectation.promise(codes)
+    if not _is_listed(run.problem, config):
+        pool = Unseen(run.problem.space)
+        pool.take(codes, len(codes))
         parents = run.codes[np.argsort(run.F[:, 0], kind="stable")[:PARENTS]]
         for _ in range(config.rounds):
-            children = _usable(run, _children(run, config, parents))
-            pool = Unseen(space).take(np.concatenate([pool, children]), len(pool) + len(children))
-            pool = pool[expect.order(pool)[: config.pool]]
-            parents = pool[:PARENTS] if len(pool) else parents
-    return pool[expect.order(pool)[:wanted]] if len(pool) else pool
+            children = pool.take(_usable(run, _children(run, config, parents)), config.pool)
+            codes, promise = np.concatenate([codes, children]), np.concatenate([promise, expectation.promise(children)])
+            parents = codes[_ordered(promise)[:PARENTS]] if len(codes) else parents
+    return codes[_ordered(promise)]
+
+
+def _ordered(promise: Values) -> Codes:
+    """Positions of networks by promise (n, 2): the greatest improvement first, then the smallest expected objective."""
+    return np.lexsort((promise[:, 1], -promise[:, 0]))
 
 
 def _children(run: Run, config: SurrogateConfig, parents: Codes) -> Codes:
-    """Crossed and mutated children of networks, and some mutants that differ more."""
-    n = config.pool // config.rounds // 2
+    """Crossed and mutated children of networks, half of each."""
+    n = max(1, config.pool // config.rounds // 4)
     mothers, fathers, mutated = parents[run.rng.integers(len(parents), size=(3, n))]
     return breed(run.problem.space, run.units, (mothers, fathers), mutated, config.mutation_probability, run.rng)
 
@@ -144,33 +155,32 @@ def _children(run: Run, config: SurrogateConfig, parents: Codes) -> Codes:
 # -- what to expect --------------------------------------------------------------------------------------------
 
 
-class _Expectation:
+class Expectation:
     """What the networks measured so far let expect of others."""
 
-    def __init__(self, run: Run, pool: Codes):
-        self.problem, self.best = run.problem, float(run.values[0, 0])
+    def __init__(self, run: Run):
+        self._problem, self._best = run.problem, float(run.values[0, 0])
         codes, quantities = _lessons(run)
-        hints = self._hints(np.concatenate([codes, pool]))
-        self._centre, spread = hints.mean(axis=0), hints.std(axis=0)
-        self._scale = np.where(spread > 0, spread, 1.0) * max(1, hints.shape[1]) ** 0.5
+        hints = self._hints(codes)
+        spread = hints.std(axis=0)
+        self._centre, self._scale = hints.mean(axis=0), np.where(spread > 0, spread, 1.0) * max(1, hints.shape[1]) ** 0.5
         self._process = gaussian.fit(run.problem.space, self._inputs(codes), quantities)
         self._draws = run.rng.standard_normal((DRAWS, 1, quantities.shape[1]))
 
-    def order(self, codes: Codes) -> Codes:
-        """Positions of networks (n, g) by the improvement that is expected of them, then by what is expected, (n,)."""
+    def promise(self, codes: Codes) -> Values:
+        """The improvement that is expected of networks (n, g), and the objective of their expected quantities, (n, 2)."""
         mean, deviation = self._process(self._inputs(codes))
         drawn = self._combined((mean + self._draws * deviation).reshape(-1, mean.shape[1])).reshape(DRAWS, -1)
-        improvement = np.maximum(self.best - drawn, 0).mean(axis=0)
-        return np.lexsort((self._combined(mean), -improvement))
+        return np.stack([np.maximum(self._best - drawn, 0).mean(axis=0), self._combined(mean)], axis=1)
 
     def _combined(self, quantities: Values) -> Values:
-        return self.problem.measures.combine(quantities) if self.problem.measures is not None else quantities[:, 0]
+        return self._problem.measures.combine(quantities) if self._problem.measures is not None else quantities[:, 0]
 
     def _inputs(self, codes: Codes) -> gaussian.Inputs:
-        return gaussian.Inputs(gaussian.thresholds(self.problem.space, codes), (self._hints(codes) - self._centre) / self._scale)
+        return gaussian.Inputs(gaussian.thresholds(self._problem.space, codes), (self._hints(codes) - self._centre) / self._scale)
 
     def _hints(self, codes: Codes) -> Values:
-        hint = self.problem.measures.hint if self.problem.measures is not None else None
+        hint = self._problem.measures.hint if self._problem.measures is not None else None
         return np.zeros((len(codes), 0)) if hint is None else hint(codes)
 
 
