@@ -45,7 +45,7 @@ class Measures:
     nothing and may be steep: a hard cap on one of the quantities. `previews` are the same quantities from fewer images,
     cheapest first, and so noisier. `hint` is what is known of networks without measuring, (n, h): the larger, the more
     promising, the most telling column first. `known` are networks (k, g) whose quantities (k, q) are known beforehand, like
-    those of a reference: they are learned from, but neither measured nor reported.
+    those of a reference: they are learned from. Unless `Problem.excluded` names them they may be measured all the same.
     """
 
     measure: Callable[[Codes], Values]
@@ -98,7 +98,20 @@ class Problem:
             F = self.values(codes)
             return F, F
         quantities = self.measures.measure(codes)
-        return quantities, self.measures.combine(quantities)[:, None]
+        return quantities, self.combined(quantities)[:, None]
+
+    def combined(self, quantities: Values) -> Values:
+        """The only objective (n,) of what was measured, (n, q)."""
+        return quantities[:, 0] if self.measures is None else self.measures.combine(quantities)
+
+    def makes(self, quantities: Values, F: Values) -> bool:
+        """Whether quantities (n, q) make the objectives F (n, 1), up to rounding; not where they are of another number."""
+        known = self.measures.known if self.measures is not None else None
+        try:
+            same = known is None or known[1].shape[1] == quantities.shape[1]
+            return same and len(quantities) == len(F) and np.allclose(self.combined(quantities)[:, None], F, rtol=1e-9, atol=0)
+        except (ValueError, IndexError):
+            return False
 
     def feasible(self, codes: Codes) -> npt.NDArray[np.bool_]:
         """Which networks keep all budgets and are not excluded, (n,)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ofasearch.errors import MismatchError, UsageError
+from ofasearch.errors import FormatError, MismatchError, UsageError
 from ofasearch.search.front import nondominated
 from ofasearch.search.operators import Unseen, initial, unit_index
 from ofasearch.search.problem import Generation, Problem, Search, SearchConfig
@@ -59,6 +59,8 @@ class Run:
     def extend(self, codes: Codes) -> None:
         """Evaluate networks that were never evaluated; with what their objectives are made of they join the population."""
         quantities, F = self.problem.measured(codes)
+        if len(self.measured) and self.measured.shape[1] != quantities.shape[1]:
+            raise FormatError("a search state must hold as many quantities of each network as are measured, but it does not; start anew")
         self.enter(codes, F)
         self.codes, self.F = np.concatenate([self.codes, codes]), np.concatenate([self.F, F])
         self.measured = np.concatenate([self.measured, quantities]) if len(self.measured) else quantities
@@ -171,6 +173,8 @@ def restored(name: str, problem: Problem, config: SearchConfig, start: State, sh
     start.check(problem.identity(name, config), problem.space, shares)
     if not problem.feasible(np.concatenate([start.codes, start.archive])).all():
         raise MismatchError("networks of a search state must keep the budgets, but prices are others now than they were; start anew")
+    if start.measured.size and not problem.makes(start.measured, start.F):
+        raise MismatchError("what a search state measured must make its objectives, but is put together otherwise now; start anew")
     unseen = Unseen(problem.space)
     unseen.restore(start.known)
     return Run(

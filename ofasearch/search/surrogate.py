@@ -1,16 +1,17 @@
 """A search for objectives that cost seconds to minutes per network: it learns what to expect, and asks as little as it can.
 
-Legend: n = networks, g = genes, q = measured quantities, h = hints, s = draws.
+Legend: n = networks, g = genes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ofasearch.errors import UsageError
-from ofasearch.search import gaussian
+from ofasearch.errors import FormatError, UsageError
+from ofasearch.search.learned import Learned, Lessons
 from ofasearch.search.operators import Unseen, breed, initial
 from ofasearch.search.problem import Problem, Search, SearchConfig
 from ofasearch.search.run import Run, drive
@@ -18,7 +19,6 @@ from ofasearch.search.state import State
 from ofasearch.space.core import Codes, Values
 
 DRAWS = 128  # of what the quantities of a network may be
-LEARNED = 256  # measured networks that are learned from, where there are more: half of them the best, half the last
 PARENTS = 32  # networks whose children enter the pool of a large space
 
 
@@ -28,7 +28,7 @@ class SurrogateConfig(SearchConfig):
 
     population: int = 8
     generations: int = 10
-    promising: float = 0.75  # of the first batch, those of which the hints promise most; the others are random
+    promising: float = 0.5  # of the first batch, those of which the hints promise most; the others are random
     previewed: float = 2.0  # networks that a preview judges, per network that it keeps
     pool: int = 2000  # networks that are chosen from; a space that has no more is listed
     rounds: int = 4  # in which the pool of a larger space is bred
@@ -63,18 +63,16 @@ def surrogate(problem: Problem, config: SurrogateConfig, rng: np.random.Generato
 
 def _first(run: Run, config: SurrogateConfig) -> None:
     """A share of the batch are the networks of which the hints promise most, each hint in its turn; the others are random."""
-    measures, n = run.problem.measures, config.population
-    if measures is not None and measures.known is not None:
-        run.unseen.take(measures.known[0], len(measures.known[0]))
+    n, measures = config.population, run.problem.measures
     pool = _listed(run, config)
-    promised = pool[:0]
-    if measures is not None and measures.hint is not None and len(pool):
+    if len(pool) < (1 if _is_listed(run.problem, config) else n):
+        pool = _usable(run, np.concatenate([pool, initial(run.problem, n, Unseen(run.problem.space), run.rng)]))
+    promising = pool[:0]
+    if measures is not None and measures.hint is not None:
         orders = np.argsort(-measures.hint(pool), axis=0, kind="stable")
-        promised = run.unseen.take(pool[orders.ravel()], round(config.promising * n))
-    others = run.unseen.take(run.rng.permutation(pool), n - len(promised))
-    missing = n - len(promised) - len(others)
-    found = initial(run.problem, missing, run.unseen, run.rng) if missing else others[:0]
-    run.extend(np.concatenate([promised, others, found]))
+        promising = run.unseen.take(pool[orders.ravel()], round(config.promising * n))
+    others = run.unseen.take(run.rng.permutation(pool), n - len(promising))
+    run.extend(np.concatenate([promising, others]))
 
 
 def _step(run: Run, config: SurrogateConfig) -> None:
@@ -122,27 +120,36 @@ def _usable(run: Run, codes: Codes) -> Codes:
 
 
 def _most_promising(run: Run, config: SurrogateConfig) -> Codes:
-    """The networks that were not measured, those first of which the greatest improvement is expected.
+    """Networks that were not measured, those first of which the greatest improvement is expected.
 
     A large space is searched for them: the best measured networks have children, of which the most promising have more.
     """
+    promise = _learned(run)
     codes = _listed(run, config)
-    expectation = Expectation(run)
-    promise = expectation.promise(codes)
+    promises = promise(codes)
     if not _is_listed(run.problem, config):
         pool = Unseen(run.problem.space)
         pool.take(codes, len(codes))
         parents = run.codes[np.argsort(run.F[:, 0], kind="stable")[:PARENTS]]
         for _ in range(config.rounds):
             children = pool.take(_usable(run, _children(run, config, parents)), config.pool)
-            codes, promise = np.concatenate([codes, children]), np.concatenate([promise, expectation.promise(children)])
-            parents = codes[_ordered(promise)[:PARENTS]] if len(codes) else parents
-    return codes[_ordered(promise)]
+            codes, promises = np.concatenate([codes, children]), np.concatenate([promises, promise(children)])
+            parents = codes[_ordered(promises)[:PARENTS]] if len(codes) else parents
+    return codes[_ordered(promises)]
 
 
-def _ordered(promise: Values) -> Codes:
-    """Positions of networks by promise (n, 2): the greatest improvement first, then the smallest expected objective."""
-    return np.lexsort((promise[:, 1], -promise[:, 0]))
+def _learned(run: Run) -> Callable[[Codes], Values]:
+    """What the networks measured so far promise of others."""
+    if len(run.measured) != len(run.codes):
+        raise FormatError("the state of a surrogate search must hold what was measured of each network, but it does not; start anew")
+    learned = Learned(run.problem, Lessons(codes=run.codes, objective=run.F[:, 0], measured=run.measured))
+    best, draws = float(run.values[0, 0]), run.rng.standard_normal((DRAWS, 1, run.measured.shape[1]))
+    return lambda codes: learned.promise(codes, best, draws)
+
+
+def _ordered(promises: Values) -> Codes:
+    """Positions of networks by what they promise (n, 2): the greatest improvement first, then the smallest objective."""
+    return np.lexsort((promises[:, 1], -promises[:, 0]))
 
 
 def _children(run: Run, config: SurrogateConfig, parents: Codes) -> Codes:
@@ -150,50 +157,6 @@ def _children(run: Run, config: SurrogateConfig, parents: Codes) -> Codes:
     n = max(1, config.pool // config.rounds // 4)
     mothers, fathers, mutated = parents[run.rng.integers(len(parents), size=(3, n))]
     return breed(run.problem.space, run.units, (mothers, fathers), mutated, config.mutation_probability, run.rng)
-
-
-# -- what to expect --------------------------------------------------------------------------------------------
-
-
-class Expectation:
-    """What the networks measured so far let expect of others."""
-
-    def __init__(self, run: Run):
-        self._problem, self._best = run.problem, float(run.values[0, 0])
-        codes, quantities = _lessons(run)
-        hints = self._hints(codes)
-        spread = hints.std(axis=0)
-        self._centre, self._scale = hints.mean(axis=0), np.where(spread > 0, spread, 1.0) * max(1, hints.shape[1]) ** 0.5
-        self._process = gaussian.fit(run.problem.space, self._inputs(codes), quantities)
-        self._draws = run.rng.standard_normal((DRAWS, 1, quantities.shape[1]))
-
-    def promise(self, codes: Codes) -> Values:
-        """The improvement that is expected of networks (n, g), and the objective of their expected quantities, (n, 2)."""
-        mean, deviation = self._process(self._inputs(codes))
-        drawn = self._combined((mean + self._draws * deviation).reshape(-1, mean.shape[1])).reshape(DRAWS, -1)
-        return np.stack([np.maximum(self._best - drawn, 0).mean(axis=0), self._combined(mean)], axis=1)
-
-    def _combined(self, quantities: Values) -> Values:
-        return self._problem.measures.combine(quantities) if self._problem.measures is not None else quantities[:, 0]
-
-    def _inputs(self, codes: Codes) -> gaussian.Inputs:
-        return gaussian.Inputs(gaussian.thresholds(self._problem.space, codes), (self._hints(codes) - self._centre) / self._scale)
-
-    def _hints(self, codes: Codes) -> Values:
-        hint = self._problem.measures.hint if self._problem.measures is not None else None
-        return np.zeros((len(codes), 0)) if hint is None else hint(codes)
-
-
-def _lessons(run: Run) -> tuple[Codes, Values]:
-    """The networks (n, g) to learn from, and their quantities (n, q)."""
-    codes, quantities, measures = run.codes, run.measured, run.problem.measures
-    if len(codes) > LEARNED:
-        chosen = np.zeros(len(codes), dtype=bool)
-        chosen[np.argsort(run.F[:, 0], kind="stable")[: LEARNED // 2]] = chosen[-LEARNED // 2 :] = True
-        codes, quantities = codes[chosen], quantities[chosen]
-    if measures is not None and measures.known is not None:
-        codes, quantities = np.concatenate([codes, measures.known[0]]), np.concatenate([quantities, measures.known[1]])
-    return codes, quantities
 
 
 __all__ = ["SurrogateConfig", "surrogate"]
