@@ -182,12 +182,15 @@ def _explained(error: InfeasibleError, contained: Sequence[Placed], space: Space
 
 
 def _alone(error: InfeasibleError, setup: Setup, contained: bool) -> InfeasibleError:
-    """Why no network was found, where the references are the only ones that keep the budgets."""
-    excluded = setup.problem.excluded
-    if excluded is None or not replace(setup.problem, excluded=None).feasible(excluded).any():
+    """Why no network was found, where what it is compared with would keep the budgets."""
+    excluded, way = setup.problem.excluded, "raise them, or add --no-cas" if contained else "raise them"
+    if excluded is None:
         return error
-    way = "raise them, or add --no-cas" if contained else "raise them"
-    return InfeasibleError(f"a network that is not the reference itself must keep the budgets, but none other was found to; {way}")
+    if len(excluded) == setup.space.size * len(setup.space.resolutions):
+        return InfeasibleError(f"another network must contain {setup.space.arch(excluded[-1])}, but none does; add --no-cas")
+    if not replace(setup.problem, excluded=None).feasible(excluded).any():
+        return error
+    return InfeasibleError(f"{error}; {setup.space.arch(excluded[-1])}, which it is compared with, is no answer; {way}")
 
 
 def _judged(campaign: Campaign, found: Found, references: Sequence[Reference]) -> Generator[FindProgress, None, Found]:

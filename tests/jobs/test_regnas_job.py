@@ -399,7 +399,10 @@ def test_a_network_that_was_changed_is_not_taken_for_the_shipped_one(model, tmp_
             {"macs": 4.4e6},
             r"MACs budget must be at least 4\.495 M, what the reference takes .*because the network must contain .*but got 4\.4 M",
         ),
-        ({"macs": 4.5e6}, "a network that is not the reference itself must keep the budgets, but none other .*add --no-cas"),
+        (
+            {"macs": 4.5e6},
+            r"the nearest possible network takes MACs 4\.796 M .*, which it is compared with, is no answer; raise them, or add --no-cas",
+        ),
         (
             {"params": 1e5},
             "parameter budget must be at least .*the network must contain all weights of the reference, unless you add --no-cas",
@@ -412,6 +415,12 @@ def test_what_no_network_keeps_is_infeasible_and_leaves_no_folder(model, tmp_pat
     with pytest.raises(InfeasibleError, match=text) as caught:
         ofasearch.regnas(ref=model, out=tmp_path / "runs" / "run", **options)
     assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_but_the_largest_network_contains_it(tmp_path):
+    with pytest.raises(InfeasibleError, match=r"another network must contain .*r32-4-4-4-4-4, but none does; add --no-cas"):
+        ofasearch.regnas(ref="compofa-mbv3-cifar@r32-4-4-4-4-4", out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 

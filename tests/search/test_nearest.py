@@ -1,5 +1,7 @@
 """The network that exceeds budgets least: exact where a space can be listed, better than chance where not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from problems import LARGE, LISTED, MIDDLE, PRICES, budget, cost_of, problem_of, space_of
@@ -45,6 +47,19 @@ def test_on_a_listed_space_the_nearest_network_is_the_nearest_of_all(low, high):
     nearest, ratios = find_nearest(problem), excess(problem, problem.space.enumerate())
     assert nearest.exact
     assert nearest.excess == ratios.min() == excess(problem, nearest.codes[None])[0]
+
+
+@pytest.mark.parametrize("name", [LISTED, MIDDLE])
+def test_what_is_excluded_is_not_the_nearest_as_long_as_there_are_others(name):
+    problem = contradicting(name, 0.1, 0.1)
+    first = find_nearest(problem).codes
+    second = find_nearest(replace(problem, excluded=first[None]))
+    assert (second.codes != first).any()
+    if name == LISTED:
+        codes = problem.space.enumerate()
+        others = codes[(codes != first).any(axis=1)]
+        assert second.excess == excess(problem, others).min()
+        assert find_nearest(replace(problem, excluded=codes)).excess == excess(problem, codes).min()
 
 
 @pytest.mark.parametrize("name", [MIDDLE, LARGE])
