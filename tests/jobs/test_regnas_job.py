@@ -59,10 +59,10 @@ def answer(model, tmp_path_factory):
     return ofasearch.regnas(ref=model, out=folder), folder
 
 
-def hunted(ref, *, macs=None, reward=None, cas=None):
+def hunted(ref, *, macs=None, reward=None, cas=None, **options):
     """One search without any files; the best of it and its record."""
     question = Question(budgets=Budgets(macs=macs), objective="measured")
-    request = RegnasRequest(find=FindRequest(question=question), ref=str(ref), reward=reward or Reward(), cas=cas)
+    request = RegnasRequest(find=FindRequest(question=question, **options), ref=str(ref), reward=reward or Reward(), cas=cas)
     campaign = drained(begin(request, Ranks()))
     return drained(hunt(campaign, request.reward, [campaign.reference]))
 
@@ -108,6 +108,18 @@ def test_the_winner_is_the_best_by_counting(everything, ref, cas):
         assert found.outcome.candidates[0].arch_id in ids
         assert -found.outcome.candidates[0].objective == pytest.approx(highest)
         assert ref not in {candidate.arch_id for candidate in found.outcome.candidates}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("lambda2", [1.0, 5.0])
+def test_a_third_of_the_space_leads_close_to_the_best(everything, lambda2, seed):
+    row, limit = everything.row(SMALL), 14e6
+    found = hunted(SMALL, macs=limit, reward=Reward(lambda2=lambda2), cas=False, algorithm="surrogate", seed=seed)
+    old = everything.predicted["validation"][row]
+    highest, _ = everything.best([old], macs=limit, weights=(1, lambda2), without=[row])
+    assert found.outcome.tally.evaluations <= sum(everything.macs <= limit) / 3
+    usual = (everything.top1() - lambda2 * everything.nfr(old)).mean()
+    assert highest - 0.1 * (highest - usual) <= -found.outcome.candidates[0].objective <= highest + 1e-12
 
 
 @pytest.mark.parametrize("cas", [True, False])
