@@ -27,6 +27,7 @@ POPULATION, GENERATIONS = 100, 500  # of networks that are judged by arithmetic
 EVALUATED_POPULATION, EVALUATED_GENERATIONS = 20, 10  # of networks that are evaluated for real, which takes seconds each
 LEARNED_POPULATION, LEARNED_GENERATIONS = 8, 24  # the same, of a search that learns which ones are worth it
 LEARNED_SHARE = 1 / 3  # of the networks of a small space that such a search evaluates at most
+LEAST_POPULATION = 4  # with which a search can begin
 LISTED_EVALUATIONS = 24  # networks that are evaluated one and all before that pays
 COUNT_LIMIT, TOP_LIMIT = 1_000_000, 10_000  # what a machine's memory and somebody's patience hold
 TELL_SECONDS = 0.1
@@ -92,12 +93,14 @@ class FindRequest:
                 "leave it out, or choose evolution"
             )
         algorithm = "exact" if self.algorithm is None and self._is_listed(problem, known) else self._usual
-        config = self.config
-        generations = config.generations
-        if algorithm == "surrogate" and self.generations is None and is_small(problem):
-            most = LEARNED_SHARE * int(problem.feasible(problem.space.enumerate()).sum())
-            generations = max(1, min(generations, math.floor(most / config.population) - 1))
-        return replace(self, algorithm=algorithm, population=config.population, generations=generations)
+        population, generations = self.config.population, self.config.generations
+        if algorithm == "surrogate" and is_small(problem):
+            most = math.floor(LEARNED_SHARE * int(problem.feasible(problem.space.enumerate()).sum()))
+            if self.population is None:
+                population = max(LEAST_POPULATION, min(population, most // 2))
+            if self.generations is None:
+                generations = max(1, min(generations, most // population - 1))
+        return replace(self, algorithm=algorithm, population=population, generations=generations)
 
     def _is_listed(self, problem: Problem, known: bool) -> bool:
         """Whether to list the space: where that is quick, and hardly a network has to be evaluated for it."""
