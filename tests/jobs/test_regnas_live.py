@@ -254,6 +254,18 @@ def test_the_last_five_of_a_search_on_few_images_see_all(everything, ref, forgot
     assert result.record["reward_value"] == pytest.approx(whole[chosen].max())
 
 
+def test_searches_on_few_images_do_not_mix_with_those_on_all(everything):
+    """What the last five of one search saw is in another order than what the next search looks at."""
+    few = {"algorithm": "exact", "images": 12, "cas": False}
+    ref = everything.ids[everything.macs.argmin()]
+    campaign = drained(begin(request_of(ref, **few), Ranks()))
+    for reward in (Reward(kind="r1"), Reward(kind="r0"), Reward(lambda2=9)):
+        found = drained(hunt(campaign, reward, [campaign.reference]))
+        alone = hunted(ref, reward=reward, **few)
+        assert [c.arch_id for c in found.outcome.candidates] == [c.arch_id for c in alone.outcome.candidates]
+        assert (found.measured == alone.measured).all()
+
+
 def test_calibration_is_the_same_at_last_as_in_the_search(ref, supernet, forgotten, tmp_path):
     record = ofasearch.regnas(ref=ref, macs=1e9, data="noise", algorithm="exact", images=12, calibration_images=10, out=tmp_path / "run")
     assert record["measured"]["calibrated"] == "10 images of noise calibration"
