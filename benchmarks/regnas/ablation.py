@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import ofasearch
+from ofasearch.cli.units import PAPER
 from ofasearch.errors import InfeasibleError
 from ofasearch.records import provenance, read_json, write_json
 
@@ -27,6 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "amd-epyc-2c" / "regnas"
 ROWS = {"R0": ("r0", False), "R0 + CAS": ("r0", True), "R2": ("r2", False), "R2 + CAS": ("r2", True)}
 SHIPPED_PAIRS = ((4.55e6, 7.2e6), (4.55e6, 9.1e6), (5e6, 10e6), (6e6, 9e6), (6e6, 12e6), (7.2e6, 14.4e6))  # MACs: reference, target
 LIVE_PAIRS = ((4.55e6, 9.1e6), (6e6, 12e6))  # the first: a quarter and half of the largest of cifar10-ofa
+FAMILY = (4.55e6, 6e6, 9e6, 12e6)  # MACs, small to large
 KEPT = (
     "arch_id", "macs", "algorithm", "evaluations", "search_seconds", "contains_reference", "effective_filters_equal", "reward_value",
     "predicted_top1", "networks_evaluated", "evaluating_seconds", "networks_per_minute",
@@ -76,8 +78,15 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
         ref, network = reference(work, small)
         rows = {name: row(run(work / name, ref=ref, macs=large, reward=reward, cas=cas)) for name, (reward, cas) in ROWS.items()}
         searched = {name: list(_searched(work, name, ref, large, args.seeds)) for name in ROWS}
-        pairs.append({"reference": network, "budget_macs": large, "rows": rows, "searched": searched})
-    return {"supernet": "cifar10-compofa", "source": "shipped predictions", "pairs": pairs}
+        swept = run(work / "sweep", ref=ref, macs=large, sweep=PAPER)["sweep"]
+        pairs.append({"reference": network, "budget_macs": large, "rows": rows, "searched": searched, "sweep": swept})
+    families = [_family(args.work / "shipped", lambda2) for lambda2 in (1.0, 0.5)]
+    return {"supernet": "cifar10-compofa", "source": "shipped predictions", "pairs": pairs, "families": families}
+
+
+def _family(work: Path, lambda2: float) -> dict[str, Any]:
+    record = run(work / f"family-{lambda2:g}", family=FAMILY, lambda2=lambda2)
+    return {key: record[key] for key in ("lambda1", "lambda2", "family", "nfr_matrix", "plain")}
 
 
 def _searched(work: Path, name: str, ref: Path, large: float, seeds: int) -> Iterator[dict[str, Any]]:
