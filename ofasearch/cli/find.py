@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.options import on_device
 from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 from ofasearch.errors import UsageError
 
@@ -45,11 +46,7 @@ if TYPE_CHECKING:
 @click.option("--images", type=int, help="Evaluate on so many images of the validation split.  [default: all]")
 @click.option("--calibration-images", type=int, help="Recalibrate batch norm on so many images.  [default: all, up to 2000]")
 @click.option("--resolutions", type=NUMBERS, help="Narrow the input sizes, e.g. 160,192,224.")
-@click.option("--runtime", default="ort", show_default=True, help="Runtime of the target.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision on the target.")
-@click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
-@click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
-@click.option("--threads", default=1, show_default=True, help="Threads on the target.")
+@on_device
 @click.option(
     "--algorithm",
     type=click.Choice(["exact", "random", "evolution", "ga", "surrogate"]),

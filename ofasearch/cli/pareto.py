@@ -10,6 +10,7 @@ import click
 
 from ofasearch.cli import show
 from ofasearch.cli.find import question_of
+from ofasearch.cli.options import on_device
 from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NAMES, NUMBERS
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ NARROW, BROAD = 60, 120  # columns of the picture
 @click.option("--supernet", help="Trained supernet by name or path.  [default: cifar10-compofa, when no --space is given]")
 @click.option("--predictor", help="Accuracy predictor by name or path (ours, or the tutorial's acc_predictor.pth).")
 @click.option("--resolutions", type=NUMBERS, help="Narrow the input sizes, e.g. 160,192,224.")
-@click.option("--runtime", default="ort", show_default=True, help="Runtime of the target.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision on the target.")
-@click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
-@click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
-@click.option("--threads", default=1, show_default=True, help="Threads on the target.")
+@on_device
 @click.option("--algorithm", help="exact, nsga2, ... or random.  [exact where the space can be listed, else nsga2]")
 @click.option("--compare", is_flag=True, help="On a space that can be listed: what every algorithm finds of the exact front.")
 @click.option("--population", type=int, help="Networks per generation.  [100; 20 with --compare]")

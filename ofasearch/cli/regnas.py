@@ -10,6 +10,7 @@ import click
 
 from ofasearch.cli import show
 from ofasearch.cli.find import question_of, report_of
+from ofasearch.cli.options import on_device
 from ofasearch.cli.units import COUNT, COUNTS, LATENCY, MEMORY, NUMBERS, RATIOS, SHARE
 from ofasearch.errors import UsageError
 
@@ -55,11 +56,7 @@ SEARCHING = ("data", "images", "calibration_images", "algorithm", "population", 
 @click.option("--images", type=int, help="Search on so many images of the validation split; the last five see all of them.")
 @click.option("--calibration-images", type=int, help="Recalibrate batch norm on so many images.  [default: all, up to 2000]")
 @click.option("--resolutions", type=NUMBERS, help="Narrow the input sizes, e.g. 160,192,224.")
-@click.option("--runtime", default="ort", show_default=True, help="Runtime of the target.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision on the target.")
-@click.option("--measure", type=click.Choice(["table", "direct"]), default="table", show_default=True, help="How networks are priced here.")
-@click.option("--batch", default=1, show_default=True, help="Images per run on the target.")
-@click.option("--threads", default=1, show_default=True, help="Threads on the target.")
+@on_device
 @click.option(
     "--algorithm",
     type=click.Choice(["exact", "surrogate", "random", "evolution", "ga"]),

@@ -5,8 +5,8 @@ Two names are longer than their commands, because `ofasearch.train` and `ofasear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,20 @@ def last(events: Iterator[Any], kind: type[T]) -> T:
     if not isinstance(result, kind):
         raise TypeError(f"a job must end with {kind.__name__}, but ended with {type(result).__name__}")
     return result
+
+
+def _question(given: Mapping[str, Any], **more: Any) -> Question:
+    """What is searched, from the keywords of a function."""
+    also = tuple(DeviceBudget(target=name, latency_ms=limit) for name, limit in (given.get("also") or {}).items())
+    budgets = Budgets(**{f.name: given[f.name] for f in fields(Budgets)})
+    shared = {f.name: given[f.name] for f in fields(Question) if f.name in given and f.name not in ("also", *more)}
+    return Question(budgets=budgets, also=also, **shared, **more)
+
+
+def _request(kind: Callable[..., T], question: Question, given: Mapping[str, Any]) -> T:
+    """A request for a search, from the keywords of a function."""
+    shared = {f.name: given[f.name] for f in fields(kind) if f.name in given}  # type: ignore[arg-type]
+    return kind(question=question, **shared | {"out": Path(given["out"]) if given["out"] is not None else None})
 
 
 def find(
@@ -65,35 +79,8 @@ def find(
     `also` are further targets with their limits in ms, such as {"note10/": 20.0}; all hold together.
     Raises the errors of `ofasearch.errors`.
     """
-    question = Question(
-        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
-        target=target,
-        also=tuple(DeviceBudget(target=name, latency_ms=limit) for name, limit in (also or {}).items()),
-        space=space,
-        supernet=supernet,
-        predictor=predictor,
-        resolutions=resolutions,
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        threads=threads,
-        measure=measure,
-        objective=objective,
-    )
-    request = FindRequest(
-        question=question,
-        data=data,
-        images=images,
-        calibration_images=calibration_images,
-        algorithm=algorithm,
-        population=population,
-        generations=generations,
-        seed=seed,
-        top_k=top_k,
-        out=Path(out) if out is not None else None,
-        no_bn=no_bn,
-        resume=resume,
-    )
+    given = locals()
+    request = _request(FindRequest, _question(given, objective=objective), given)
     return last(find_events(request), FindResult).record
 
 
@@ -138,40 +125,14 @@ def regnas(
     `nfr_cap` is a fraction, `family` are MACs, `sweep` ratios of lambda2 to lambda1.
     Raises the errors of `ofasearch.errors`.
     """
+    given = locals()
     from ofasearch.jobs.regnas import RegnasResult
     from ofasearch.jobs.regnas import regnas as regnas_events
     from ofasearch.jobs.regnas_task import RegnasRequest
     from ofasearch.search.regnas import Reward
 
-    question = Question(
-        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
-        target=target,
-        also=tuple(DeviceBudget(target=name, latency_ms=limit) for name, limit in (also or {}).items()),
-        space=space,
-        supernet=supernet,
-        predictor=predictor,
-        resolutions=resolutions,
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        threads=threads,
-        measure=measure,
-        objective="measured",
-    )
     request = RegnasRequest(
-        find=FindRequest(
-            question=question,
-            data=data,
-            images=images,
-            calibration_images=calibration_images,
-            algorithm=algorithm,
-            population=population,
-            generations=generations,
-            seed=seed,
-            top_k=top_k,
-            out=Path(out) if out is not None else None,
-            resume=resume,
-        ),
+        find=_request(FindRequest, _question(given, objective="measured"), given),
         ref=str(ref) if ref is not None else None,
         reward=Reward(kind=reward, lambda1=lambda1, lambda2=lambda2, nfr_cap=nfr_cap),
         cas=cas,
@@ -211,34 +172,11 @@ def pareto(
 
     Raises the errors of `ofasearch.errors`.
     """
+    given = locals()
     from ofasearch.jobs.pareto import ParetoRequest, ParetoResult
     from ofasearch.jobs.pareto import pareto as pareto_events
 
-    question = Question(
-        budgets=Budgets(latency_ms=latency_ms, macs=macs, params=params, memory_bytes=memory_bytes),
-        target=target,
-        space=space,
-        supernet=supernet,
-        predictor=predictor,
-        resolutions=resolutions,
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        threads=threads,
-        measure=measure,
-    )
-    request = ParetoRequest(
-        question=question,
-        objectives=objectives,
-        algorithm=algorithm,
-        compare=compare,
-        prefer=prefer,
-        population=population,
-        generations=generations,
-        seed=seed,
-        out=Path(out) if out is not None else None,
-        resume=resume,
-    )
+    request = _request(ParetoRequest, _question(given), given)
     return last(pareto_events(request), ParetoResult).record
 
 
