@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ofasearch.data import SplitName
-from ofasearch.errors import MismatchError, OfaSearchError, TrainingError, UsageError, WriteError
 from ofasearch.evaluate.flips import nfr_matrix
 from ofasearch.evaluate.saved import SPLITS, labelled
 from ofasearch.jobs.classifier import shipped_images
 from ofasearch.jobs.flips import Comparison, write_flips
-from ofasearch.jobs.inputs import DIGITS
+from ofasearch.jobs.regnas_folder import RUN, opened
 from ofasearch.jobs.regnas_hunt import Campaign, Found, as_reference, begin, brief, effort, hunt, labels_of, relation, scores, tested
 from ofasearch.jobs.regnas_task import Reference, RegnasRequest
-from ofasearch.jobs.reward_aim import Predicted
 from ofasearch.jobs.searching import FindProgress
 from ofasearch.jobs.winner import Delivery, deliver_winner
 from ofasearch.ranks import join
-from ofasearch.records import append_line, check_writable, provenance, read_json, write_atomic, write_json
+from ofasearch.records import append_line, check_writable, provenance, write_atomic, write_json
 from ofasearch.report import regnas as report
 from ofasearch.search.regnas import Reward
-
-FORMAT = "ofasearch-regnas-1"
-RUN = "run.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +46,7 @@ def regnas(request: RegnasRequest) -> Iterator[FindProgress | RegnasResult]:
         campaign = yield from begin(request, ranks)
         folder = request.find.out or Path("runs") / f"regnas-{campaign.supernet.weights.space.name}"
         run = _family if campaign.request.family else _sweep if campaign.request.sweep else _one
-        with _opened(folder, campaign) as asked:
+        with opened(folder, campaign) as asked:
             record = yield from run(campaign, folder)
         if ranks.first:
             write_json(folder / "result.json", record)
@@ -63,92 +55,6 @@ def regnas(request: RegnasRequest) -> Iterator[FindProgress | RegnasResult]:
         ranks.wait()
         if ranks.first:
             yield RegnasResult(record=record, folder=folder.absolute())
-
-
-# -- the folder ------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(folder: Path, campaign: Campaign) -> Iterator[dict[str, Any]]:
-    """See to it that the folder can take this run, and say in it what is asked; gives what was written.
-
-    A question without an answer leaves no trace. What was evaluated is remembered apart from it, so that a run that is repeated goes
-    on where it stopped. Raises UsageError (another kind of run lies there, or the reference), MismatchError (`resume` of another
-    question), WriteError.
-    """
-    asked, file = _checked(folder, campaign), folder / RUN
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    former = file.read_bytes() if file.exists() else None
-    try:
-        if campaign.ranks.first:
-            write_json(file, asked)
-        yield asked
-    except (TrainingError, WriteError):
-        raise  # neither is the question's fault: it can go on
-    except OfaSearchError:
-        if campaign.ranks.first:
-            _leave(file, former, made)
-        raise
-
-
-def _leave(file: Path, former: bytes | None, made: Sequence[Path]) -> None:
-    """Put back what the file was, and remove the folders that were made for it if they are empty."""
-    if former is not None:
-        write_atomic(file, former)
-        return
-    file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        for path in made:
-            path.rmdir()
-
-
-def _checked(folder: Path, campaign: Campaign) -> dict[str, Any]:
-    """What is written of the question, if the folder can take it."""
-    file, request = folder / RUN, campaign.request
-    asked = provenance(format=FORMAT, asked=_asked(request), inputs=_inputs(campaign))
-    check_writable(file)
-    if request.ref is not None and _is_in(folder, request.ref):
-        raise UsageError(f"the reference must lie outside of the run's folder, but {request.ref} would be replaced; give another --out")
-    if file.exists():
-        known = read_json(file)
-        if not isinstance(known, dict) or known.get("format") != FORMAT:
-            raise UsageError(f"{folder} must be a new folder or that of an earlier regnas, but holds another run; give another --out")
-        changed = [key for key in ("asked", "inputs") if known.get(key) != asked[key]]
-        if request.find.resume and changed:
-            raise MismatchError(
-                f"a resumed run must keep what was asked and what it rests on, but {' and '.join(changed)} changed; start anew"
-            )
-    elif request.find.resume:
-        raise UsageError(f"--resume needs the folder of an interrupted run, but {folder} holds none; leave it out to start one")
-    return asked
-
-
-def _is_in(folder: Path, reference: str) -> bool:
-    """Whether a reference is a file that a run in the folder replaces."""
-    if reference.lstrip().startswith("{"):
-        return False  # JSON may be longer than the system lets a name be
-    given = Path(reference)
-    return any((folder / name).resolve() in (given.resolve(), (given / name).resolve()) for name in ("subnet.pt", "subnet.onnx"))
-
-
-def _asked(request: RegnasRequest) -> dict[str, Any]:
-    """All options but those that say where to write, as plain JSON."""
-    record = asdict(request)
-    find = {key: value for key, value in record["find"].items() if key not in ("out", "resume")}
-    plain: dict[str, Any] = json.loads(json.dumps({**record, "find": find}))  # JSON knows no tuples
-    return plain
-
-
-def _inputs(campaign: Campaign) -> dict[str, str]:
-    """Digests of what the run rests on."""
-    found = {"supernet": campaign.supernet.weights.digest}
-    if campaign.reference is not None:
-        found |= {f"reference on {split}": _digest(p) for split, p in campaign.reference.predicted.items()}
-    return found
-
-
-def _digest(predicted: Predicted) -> str:
-    return hashlib.sha256(predicted.astype("<i8").tobytes()).hexdigest()[:DIGITS]
 
 
 # -- one network -----------------------------------------------------------------------------------------------
