@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import click
 
 T = TypeVar("T")
+NARROW = 90  # columns of a terminal
+SHORTEST = 16  # characters of a phase that stay there
 
 
 def print_json(record: Any) -> None:
@@ -87,6 +89,21 @@ def agreement(v: Mapping[str, Any]) -> str:
     return f"bias {v['bias_ms']:+.4f} ms, MAPE {100 * v['mape']:.1f} %, Kendall tau {v['kendall_tau']:.3f}"
 
 
+def progress_line(phase: str, done: int, total: int, eta: float | None, note: str, columns: int) -> str:
+    """Bar, count, phase, time left and best so far; on a narrow terminal the phase gives way first, because it says least."""
+    bar = 24 if columns > NARROW else 10
+    filled = round(bar * done / total) if total else bar
+    before = [f"{'━' * filled}{'╌' * (bar - filled)}", f"{done}/{total}"]
+    after = [part for part in (f"ETA {duration(eta)}" if eta is not None else "", note) if part]
+    room = columns - sum(len(part) + 2 for part in before + after)
+    return "  ".join([*before, shortened(phase, max(SHORTEST, room)), *after])[:columns]
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, cut where it is longer than `width` characters."""
+    return text if len(text) <= width else text[: width - 3].rstrip() + "..."
+
+
 class Reporter:
     """Progress on stderr: one live line with bar, ETA and best so far on a terminal, a line per phase elsewhere."""
 
@@ -109,10 +126,7 @@ class Reporter:
         if head == self._phase and now - self._last < 0.1 and done < total:
             return
         self._phase, self._last = head, now
-        filled = round(24 * done / total) if total else 24
-        parts = [f"{'━' * filled}{'╌' * (24 - filled)}", f"{done}/{total}", phase, note, f"ETA {duration(eta)}" if eta is not None else ""]
-        columns = shutil.get_terminal_size().columns
-        line = "  ".join(p for p in parts if p)[: columns - 1]
+        line = progress_line(phase, done, total, eta, note, shutil.get_terminal_size().columns - 1)
         click.echo("\r" + line.ljust(self._width), err=True, nl=False)
         self._width = len(line)
 

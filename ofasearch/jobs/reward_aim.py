@@ -121,7 +121,7 @@ class RewardAim:
         def tell(codes: Codes) -> str:
             measured = measures.measure(codes)
             rates = f", NFR {100 * measured[0, 1:].mean():.2f} %" if self.references else ""
-            return f"best reward {self.reward.of(measured)[0]:.4f} (top-1 {100 * measured[0, 0]:.2f} %{rates})"
+            return f"best {self.reward.of(measured)[0]:.4f} (top-1 {100 * measured[0, 0]:.2f} %{rates})"
 
         return Judge(objective=measures.objective, top1=trials.values, source=MEASURED, measures=measures, tell=tell)
 

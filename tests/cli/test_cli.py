@@ -446,12 +446,23 @@ def test_progress_is_one_live_line_that_goes_away(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     reporter = show.Reporter(quiet=False)
     reporter.update("searching: s1", 5, 10, eta=75, note="best 71.00 %")
-    assert "5/10  searching: s1  best 71.00 %  ETA 75 s" in screen.getvalue()
+    assert "5/10  searching: s1  ETA 75 s  best 71.00 %" in screen.getvalue()
     reporter.update("searching: s2", 6, 10, eta=1)  # too soon to be shown
     assert "6/10" not in screen.getvalue()
     reporter.clear()
     assert screen.getvalue().endswith(" \r")
     assert "\n" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("columns", [30, 60, 79, 99, 119, 199])
+def test_on_a_narrow_terminal_the_phase_gives_way_to_what_is_left_and_the_best(columns):
+    phase, note = "evaluating up to 56 networks on 2,000 validation images, 1.9 s each, 75 s in all", "best 0.8520 (top-1 87.26 %)"
+    line = show.progress_line(phase, 20, 56, 70.0, note, columns)
+    assert len(line) <= columns
+    assert "20/56" in line
+    assert (note in line) == (columns >= 79)
+    assert (phase in line) == (columns >= 199)
+    assert columns < 79 or line.index("ETA 70 s") < line.index(note)
 
 
 @pytest.mark.parametrize(
