@@ -52,7 +52,7 @@ def surrogate(problem: Problem, config: SurrogateConfig, rng: np.random.Generato
     ones, and what is left is measured. No network is measured twice. Where no network is left to measure, the search ends
     with a generation that is numbered as the last. `start` goes on from a state of this search.
 
-    Raises InfeasibleError, UsageError, MismatchError.
+    Raises InfeasibleError, UsageError, MismatchError, FormatError.
 
     Reference: expected improvement as in Jones, Schonlau and Welch, Journal of Global Optimization 13 (1998), by draws,
     because the objective is a function of several quantities; successive halving as in Jamieson and Talwalkar (2016).
