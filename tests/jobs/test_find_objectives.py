@@ -310,5 +310,5 @@ def test_the_default_algorithm_lists_a_small_space_and_evolves_a_large_one(share
     assert large["algorithm"] == "evolution"
     with pytest.raises(UsageError, match=r"--algorithm exact lists at most 1,000,000 networks, but ofa-mbv3-w1\.2 has 1\.09e\+20"):
         ofasearch.find(macs=3e8, space="ofa-mbv3-w1.2", predictor=tutorial, algorithm="exact", out=tmp_path / "exact")
-    with pytest.raises(UsageError, match="--algorithm must be one of exact, random, evolution, ga, but got 'nsga2'"):
+    with pytest.raises(UsageError, match="--algorithm must be one of exact, random, evolution, ga, surrogate, but got 'nsga2'"):
         ofasearch.find(macs=BUDGET, algorithm="nsga2", out=tmp_path / "front")
