@@ -14,6 +14,7 @@ from ofasearch.cli.units import COUNT, LATENCY, MEMORY, NUMBERS
 from ofasearch.errors import UsageError
 
 if TYPE_CHECKING:
+    from ofasearch.jobs.searching import FindProgress
     from ofasearch.jobs.setup import Question
 
 
@@ -82,23 +83,19 @@ def find(**options: Any) -> None:
     question = question_of(options)
     own = ("data", "images", "calibration_images", "algorithm", "population", "generations", "seed", "top_k", "out", "no_bn", "resume")
     request = FindRequest(question=question, **{key: options[key] for key in own})
-    reporter = show.Reporter(quiet=options["quiet"] or options["as_json"])
-    result: FindResult | None = None
-    try:
-        for event in events(request):
-            if isinstance(event, FindResult):
-                result = event
-            else:
-                best = f"best {100 * event.best_top1:.2f} %" if event.best_top1 is not None else ""
-                reporter.update(event.phase, event.done, event.total, eta=event.eta_seconds, note=best)
-    finally:
-        reporter.clear()
+    result = show.followed(events(request), FindResult, quiet=options["quiet"] or options["as_json"], note=best_so_far)
     if result is None:
         return
     if options["as_json"]:
         show.print_json(result.record)
     else:
         click.echo(report_of(result.record))
+
+
+def best_so_far(event: FindProgress) -> str:
+    """What a search tells of its best network."""
+    top1 = f"best {100 * event.best_top1:.2f} %" if event.best_top1 is not None else ""
+    return event.note or top1
 
 
 def question_of(options: Mapping[str, Any]) -> Question:

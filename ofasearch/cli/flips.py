@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ofasearch.cli import show
 from ofasearch.cli.subnet import PREPROCESSING_HELP
-
-if TYPE_CHECKING:
-    from ofasearch.jobs.flips import FlipsResult
 
 
 @click.command()
@@ -39,16 +36,7 @@ def flips(old: str, new: str, more: tuple[str, ...], as_json: bool, quiet: bool,
     from ofasearch.jobs.flips import FlipsRequest, FlipsResult
     from ofasearch.jobs.flips import flips as events
 
-    reporter = show.Reporter(quiet=quiet or as_json)
-    result: FlipsResult | None = None
-    try:
-        for event in events(FlipsRequest(networks=(old, new, *more), **options)):
-            if isinstance(event, FlipsResult):
-                result = event
-            else:
-                reporter.update(event.phase, event.done, event.total, eta=event.eta_seconds)
-    finally:
-        reporter.clear()
+    result = show.followed(events(FlipsRequest(networks=(old, new, *more), **options)), FlipsResult, quiet=quiet or as_json)
     if result is not None and as_json:
         show.print_json(result.record)
     elif result is not None:

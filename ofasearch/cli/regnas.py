@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ofasearch.cli import show
-from ofasearch.cli.find import question_of, report_of
+from ofasearch.cli.find import best_so_far, question_of, report_of
 from ofasearch.cli.options import on_device
 from ofasearch.cli.units import COUNT, COUNTS, LATENCY, MEMORY, NUMBERS, RATIOS, SHARE
 from ofasearch.errors import UsageError
@@ -89,17 +89,8 @@ def regnas(**options: Any) -> None:
     from ofasearch.ranks import speaks
 
     request = request_of(options)
-    reporter = show.Reporter(quiet=options["quiet"] or options["as_json"] or not speaks())
-    result: RegnasResult | None = None
-    try:
-        for event in events(request):
-            if isinstance(event, RegnasResult):
-                result = event
-            else:
-                best = f"best {100 * event.best_top1:.2f} %" if event.best_top1 is not None else ""
-                reporter.update(event.phase, event.done, event.total, eta=event.eta_seconds, note=event.note or best)
-    finally:
-        reporter.clear()
+    quiet = options["quiet"] or options["as_json"] or not speaks()
+    result = show.followed(events(request), RegnasResult, quiet=quiet, note=best_so_far)
     if result is None:  # another process of the job speaks
         return
     if options["as_json"]:

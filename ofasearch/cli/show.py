@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -141,6 +141,21 @@ class Reporter:
         if self._live and self._width:
             click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
             self._width = 0
+
+
+def followed(events: Iterator[Any], kind: type[T], *, quiet: bool, note: Callable[[Any], str] = lambda _: "") -> T | None:
+    """The result of a job, after its progress was shown, with a note on each event; None in a process of it that does not speak."""
+    reporter = Reporter(quiet=quiet)
+    result: T | None = None
+    try:
+        for event in events:
+            if isinstance(event, kind):
+                result = event
+            else:
+                reporter.update(event.phase, event.done, event.total, eta=event.eta_seconds, note=note(event))
+    finally:
+        reporter.clear()
+    return result
 
 
 def measured(events: Iterator[Any], kind: type[T], phase: str, *, quiet: bool, say: str | None = None) -> T:

@@ -5,7 +5,7 @@ Legend: n = images, B = batch. Predictions and labels are integer arrays (n,); r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ def recalibrate_bn(network: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]
     device = _device(network)
     with _recalibrating(network):
         outputs = [network(x.to(device)) for x in inputs]
-        _check_some(outputs)
+        _check_some(len(outputs))
     return outputs
 
 
@@ -97,11 +97,11 @@ def recalibrate_together(networks: Sequence[nn.Module], inputs: Iterable[Tensor]
             passed += 1
             for network in networks:
                 network(x.to(_device(network)))
-        _check_some(range(passed))
+        _check_some(passed)
 
 
-def _check_some(batches: Sized) -> None:
-    if not len(batches):
+def _check_some(batches: int) -> None:
+    if batches == 0:
         raise CalibrationError("batch norm must be recalibrated on at least one batch of images, but got none")
 
 

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ofasearch.evaluate.flips import relative_change
 from ofasearch.report import canvas, sketch
 from ofasearch.report.curves import COLOURS, INK, MARKS, QUIET, legible, short
 
@@ -124,7 +125,8 @@ def _change(new: float | None, old: float | None) -> str:
     """The relative change; a dash where there was nothing to be changed."""
     if new is None or old is None:
         return ""
-    return f"{round(100 * (new - old) / old, 2) + 0.0:+.2f} %" if old else "-"
+    change = relative_change(new, old)
+    return f"{round(100 * change, 2) + 0.0:+.2f} %" if change is not None else "-"
 
 
 def family_plot(record: Record, split: str) -> bytes:

@@ -21,6 +21,15 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
+def loaded_once(shipped):
+    """The shipped supernet is read once for all tests of a file; other names go to the zoo."""
+    load = zoo.load_supernet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "load_supernet", lambda name: shipped if name == zoo.DEFAULT_SUPERNET else load(name))
+        yield
+
+
+@pytest.fixture(scope="module")
 def everything(shipped):
     """The shipped supernet's networks and predictions, to count by."""
     members = shipped.members

@@ -8,7 +8,6 @@ import pytest
 from brute import flips
 
 import ofasearch
-from ofasearch import zoo
 from ofasearch.errors import InfeasibleError, MismatchError
 from ofasearch.jobs.deliver import load_subnet
 
@@ -18,12 +17,7 @@ RATIOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once(shipped):
-    load = zoo.load_supernet
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "load_supernet", lambda name: shipped if name == zoo.DEFAULT_SUPERNET else load(name))
-        yield
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,7 @@ FILES = {"subnet.pt", "subnet.onnx", "net.config", "run.config", "flips.json", "
 SMALL, MIDDLE, LARGE = (f"compofa-mbv3-cifar@r32-{d}" for d in ("2-2-2-2-2", "2-4-3-3-3", "4-3-4-2-4"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once(shipped):
-    """The shipped supernet is read once for all tests here; other names go to the zoo."""
-    load = zoo.load_supernet
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "load_supernet", lambda name: shipped if name == zoo.DEFAULT_SUPERNET else load(name))
-        yield
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture(scope="module")
