@@ -20,7 +20,7 @@ from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes, layer_key
 
 OPSET = 17
 IR_VERSION = 8  # what opset 17 came with; older runtimes read it too
-TOLERANCE = 1e-4  # largest difference of a logit between the torch network and its ONNX file
+TOLERANCE = 1e-4  # largest difference of a logit between the torch network and its ONNX file, where logits are at most 1
 
 
 def build_onnx(

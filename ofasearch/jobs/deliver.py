@@ -142,7 +142,8 @@ def check_images(subnet: Subnet, data: DataSet | None) -> tuple[npt.NDArray[np.f
 def prove(subnet: Subnet, content: bytes, data: DataSet | None, *, threads: int = 1) -> tuple[float, str]:
     """Largest difference of a logit between torch and ONNX Runtime, and the images it was found on.
 
-    Raises VerificationError above 1e-4.
+    Raises VerificationError above 1e-4, or above that share of the largest logit: rounding grows with the numbers, and
+    the two runtimes add in another order on every processor.
     """
     import torch
 
@@ -153,9 +154,10 @@ def prove(subnet: Subnet, content: bytes, data: DataSet | None, *, threads: int 
             return network(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()  # type: ignore[no-any-return]
 
     inputs, what = check_images(subnet, data)
-    # Wrong statistics let activations grow, and rounding with them: then the tolerance is taken relative to the logits.
-    largest = float(np.abs(original(inputs)).max()) if subnet.calibrated == "no" else 1.0
-    return verify(OnnxModel(content, threads=threads), original, inputs, TOLERANCE * max(1.0, largest)), what
+    largest = float(np.abs(original(inputs)).max())
+    return verify(
+        OnnxModel(content, threads=threads), original, inputs, TOLERANCE * max(1.0, largest if np.isfinite(largest) else 1.0)
+    ), what
 
 
 def onnx_bytes(subnet: Subnet, facts: Mapping[str, Any] | None = None) -> bytes:

@@ -112,7 +112,7 @@ def evaluate(
 def export(subnet: str, *, out: str | Path, supernet: str | None = None, data: str | None = None, no_bn: bool = False) -> dict[str, Any]:
     """`export`: the subnet as a proved ONNX file.
 
-    Raises VerificationError (nothing is written) when the file does not compute the network's logits within 1e-4.
+    Raises VerificationError (nothing is written) when the file does not compute the network's logits.
     """
     images = load_data(data) if data else None
     network = read_subnet(subnet, supernet=supernet, data=None if is_file(subnet) else images, no_bn=no_bn)
