@@ -7,7 +7,7 @@ Batch norms are folded into the convolutions. The graph takes `input`, float32 (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ofasearch.errors import ArchError, VerificationError
-from ofasearch.space.core import Act, Blueprint, LayerSpec
+from ofasearch.space.core import Act, Blueprint, Kind, LayerSpec
 from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes, layer_key
 
 OPSET = 17
@@ -71,16 +71,22 @@ class _Graph:
 
     def layer(self, key: str, spec: LayerSpec, x: str) -> str:
         if spec.kind == "conv":
-            return self._conv_norm(key, spec, x, act=spec.act, stride=spec.stride, norm=spec.norm)
+            y = self._conv_norm(key, spec, x, act=spec.act, stride=spec.stride, norm=spec.norm)
+            return self._node("Add", f"{key}.add", [x, y]) if spec.skip else y
         if spec.kind == "mbconv":
             return self._mbconv(key, spec, x)
+        if spec.kind == "bottleneck":
+            return self._bottleneck(key, spec, x)
+        if spec.kind == "maxpool":
+            pads, strides = [spec.kernel // 2] * 4, [spec.stride] * 2
+            return self._node("MaxPool", key, [x], kernel_shape=[spec.kernel] * 2, strides=strides, pads=pads)
         if spec.kind == "pool":
             return self._node("GlobalAveragePool", key, [x])
         if spec.kind == "linear":
             flat = self._node("Flatten", f"{key}.flatten", [x])
             names = [self._constant(f"{key}.linear.{part}", self._weights[f"{key}.linear.{part}"]) for part in ("weight", "bias")]
             return self._node("Gemm", key, [flat, *names], transB=1)
-        raise ArchError(f"layer kind must be conv, mbconv, pool or linear, but got '{spec.kind}'")
+        raise ArchError(f"layer kind must be one of {', '.join(get_args(Kind))}, but got '{spec.kind}'")
 
     def _mbconv(self, key: str, spec: LayerSpec, x: str) -> str:
         y = x
@@ -94,6 +100,17 @@ class _Graph:
             y = self._node("Mul", f"{key}.se", [y, gate])
         y = self._conv_norm(f"{key}.project", spec, y)
         return self._node("Add", f"{key}.add", [x, y]) if spec.skip else y
+
+    def _bottleneck(self, key: str, spec: LayerSpec, x: str) -> str:
+        y = self._conv_norm(f"{key}.conv1", spec, x, act=spec.act)
+        y = self._conv_norm(f"{key}.conv2", spec, y, act=spec.act, stride=spec.stride)
+        y = self._conv_norm(f"{key}.conv3", spec, y)
+        if spec.stride > 1:
+            sizes = {"kernel_shape": [spec.stride] * 2, "strides": [spec.stride] * 2}
+            x = self._node("AveragePool", f"{key}.pool", [x], ceil_mode=1, **sizes)
+        if not spec.skip:
+            x = self._conv_norm(f"{key}.down", spec, x)
+        return self._activation(key, spec.act, self._node("Add", f"{key}.add", [y, x]))
 
     def _conv_norm(
         self, key: str, spec: LayerSpec, x: str, *, act: Act = "none", stride: int = 1, groups: int = 1, norm: bool = True

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import ArchError, InfeasibleError, MismatchError, UsageError
-from ofasearch.space.core import Codes, Cost, Space, Values
+from ofasearch.space.core import Codes, Cost, Gene, Space, Values
 
 How = Literal["listed", "rejection", "random walks"]
 
@@ -279,17 +279,18 @@ class Pair:
     """A uniform network: one depth for all stages, one expand ratio for all blocks, each kernel at its largest."""
 
     depth: int
-    expand: int
+    expand: float
     codes: Codes
 
 
-def uniform_networks(space: Space) -> tuple[list[Pair], list[tuple[int, int]]]:
+def uniform_networks(space: Space) -> tuple[list[Pair], list[tuple[int, float]]]:
     """The uniform networks of every (depth, expand ratio), and the pairs that the space does not have.
 
-    Where ratios are tied to depths (CompOFA) only its own pairs exist. Reference: CompOFA, Fig. 2 (with kernel 5 everywhere).
+    Where ratios are tied to depths (CompOFA) only its own pairs exist. A stage with fewer choices than others (the last of
+    ProxylessNAS, the stem of a ResNet) has its largest depth, and so have widths. Reference: CompOFA, Fig. 2 (with kernel 5 everywhere).
     """
-    depths = sorted({c for gene in space.genes if gene.reads[0] == "d" for c in gene.choices})
-    found, missing = list[Pair](), list[tuple[int, int]]()
+    depths = sorted({int(c) for gene in _depth_genes(space) for c in gene.choices})
+    found, missing = list[Pair](), list[tuple[int, float]]()
     for depth in depths:
         for expand in space.expands:
             codes = _uniform(space, depth, expand)
@@ -300,12 +301,19 @@ def uniform_networks(space: Space) -> tuple[list[Pair], list[tuple[int, int]]]:
     return found, missing
 
 
-def _uniform(space: Space, depth: int, expand: int) -> Codes | None:
+def _depth_genes(space: Space) -> list[Gene]:
+    """The genes of depths with the most choices."""
+    genes = [gene for gene in space.genes if gene.reads[0] == "d"]
+    most = max(len(gene.choices) for gene in genes)
+    return [gene for gene in genes if len(gene.choices) == most]
+
+
+def _uniform(space: Space, depth: int, expand: float) -> Codes | None:
     """Codes (g,) of one uniform network, or None where the space has no such."""
-    wanted = {"d": depth, "e": expand}
+    depths = _depth_genes(space)
     row = space.largest()
     for index, gene in enumerate(space.genes):
-        value = wanted.get(gene.reads[0])
+        value = {"d": depth if gene in depths else None, "e": expand}.get(gene.reads[0])
         if value is not None:
             if value not in gene.choices:
                 return None
@@ -313,7 +321,7 @@ def _uniform(space: Space, depth: int, expand: int) -> Codes | None:
     codes: Codes = space.canonical(row[None])[0]
     settings = space.settings(codes[None])
     ratios = set(settings.e[settings.ks > 0].tolist())
-    return codes if ratios == {expand} and set(settings.d[0].tolist()) == {depth} else None
+    return codes if ratios == {expand} else None
 
 
 def common_networks(one: Space, other: Space, n: int, rng: np.random.Generator) -> tuple[Codes, Codes]:

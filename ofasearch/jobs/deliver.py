@@ -47,9 +47,10 @@ class Subnet:
 
 
 def settings_json(space: Space, codes: Codes) -> dict[str, Any]:
-    """`ks`, `e` (0 for skipped blocks), `d` and `r` of one network, as in all JSON answers."""
+    """`ks`, `e` (0 for skipped blocks), `d` and `r` of one network, as in all JSON answers; `w` in place of `ks` in a ResNet."""
     s = space.settings(np.atleast_2d(codes))
-    return {"ks": s.ks[0].tolist(), "e": s.e[0].tolist(), "d": s.d[0].tolist(), "r": int(s.r[0])}
+    chosen = {"ks": s.ks[0].tolist()} if s.w is None else {"w": s.w[0].tolist()}
+    return chosen | {"e": s.e[0].tolist(), "d": s.d[0].tolist(), "r": int(s.r[0])}
 
 
 def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) -> Subnet:
@@ -238,7 +239,7 @@ def _check_layers(subnet: Subnet) -> None:
     for spec in layers:
         if any(type(getattr(spec, f.name)) is not type(getattr(_LAYER, f.name)) for f in fields(LayerSpec)):
             raise ValueError(f"a value of layer {spec.slot} is of another type")
-        if spec.stride < 1 or spec.kernel % 2 == 0 or not 0 < spec.eps < math.inf or (spec.kind == "pool" and spec.c_in != spec.c_out):
+        if spec.stride < 1 or spec.kernel % 2 == 0 or not 0 < spec.eps < math.inf or (spec.c_in != spec.c_out and "pool" in spec.kind):
             raise ValueError(f"layer {spec.slot} cannot be computed")
         if spec.skip and (spec.stride, spec.c_in) != (1, spec.c_out):
             raise ValueError(f"layer {spec.slot} cannot be added to its input")

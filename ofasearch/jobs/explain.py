@@ -277,7 +277,7 @@ def _space_of(resolutions: Sequence[int], *networks: Network) -> Space:
     layers = {size: [spec for network in networks for spec in resized(network.blueprint, size)] for size in sizes}
 
     def slot(index: int) -> Slot:
-        return Slot(f"layer{index}", (0,), lambda values: layers[values[0]][index])
+        return Slot(f"layer{index}", (0,), lambda values: layers[int(values[0])][index])
 
     digest = hashlib.sha256(repr(layers).encode()).hexdigest()[:12]  # measurements are remembered by name
     genes = (Gene("resolution", "r", 0, sizes, ("r", 0)),)

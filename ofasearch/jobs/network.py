@@ -85,7 +85,7 @@ def claimed_network(arch_id: str, space: str, classes: int, resolution: int) -> 
 
 
 def parse_codes(text: str, space: Space) -> Codes:
-    """Codes (g,) of an arch id or a JSON object with `ks`, `e`, `d`, `r`.
+    """Codes (g,) of an arch id or a JSON object with `ks` (or `w`, in a ResNet space), `e`, `d`, `r`.
 
     Raises ArchError.
     """
@@ -94,12 +94,17 @@ def parse_codes(text: str, space: Space) -> Codes:
     try:
         record: Mapping[str, Any] = parse_json(text)
         r = record["r"][0] if isinstance(record["r"], list) else record["r"]
-        ks, e, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record["ks"], record["e"], record["d"], r))
+        first = "w" if space.widths else "ks"
+        chosen, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record[first], record["d"], r))
+        e = np.array([record["e"]])
+        e = e.astype(np.float64 if e.dtype.kind == "f" else np.int64, casting="safe")
         if r.shape != (1,):
             raise ValueError("r is no single number")
-        settings = Settings(ks, e, d, r)
+        none = np.zeros((1, 0), dtype=np.int64)
+        settings = Settings(none, e, d, r, chosen) if space.widths else Settings(chosen, e, d, r)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise ArchError(f"a subnet in JSON must hold integers ks, e, d and r, but it cannot be read: {error}") from error
+        what = "numbers w, e, d and r" if space.widths else "integers ks, e, d and r"
+        raise ArchError(f"a subnet in JSON must hold {what}, but it cannot be read: {error}") from error
     codes: Codes = space.from_settings(settings)[0]
     return codes
 

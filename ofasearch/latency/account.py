@@ -137,14 +137,15 @@ def named(blueprint: Blueprint) -> Blueprint:
     """The same layers with the names that a design space would give them, unless every layer has one of its own.
 
     "stem" is what comes before the first block, "head.*" what comes after the last. A block goes on with its stage when it keeps
-    size and channels, else it begins the next; the first block is "s0.b1".
+    size and channels, else it begins the next; the first block is "s0.b1", or "s1.b1" in a ResNet.
     """
     slots = [spec.slot for spec in blueprint]
     if all(slots) and len(set(slots)) == len(slots):
         return blueprint
     blocks = [index for index, spec in enumerate(blueprint) if _is_block(spec)]
     first, last = (blocks[0], blocks[-1]) if blocks else (len(blueprint), len(blueprint))
-    names, stage, block = list[str](), -1, 0
+    names, block = list[str](), 0
+    stage = 0 if blocks and blueprint[first].kind == "bottleneck" else -1
     for index, spec in enumerate(blueprint):
         if index < first or index > last:
             names.append("stem" if index < first else f"head.{_HEAD.get(spec.kind) or _conv_name(blueprint, index)}")
@@ -159,7 +160,7 @@ _HEAD = {"pool": "pool", "linear": "classifier"}
 
 
 def _is_block(spec: LayerSpec) -> bool:
-    return spec.kind not in ("conv", "pool", "linear")
+    return spec.kind in ("mbconv", "bottleneck")
 
 
 def _conv_name(blueprint: Blueprint, index: int) -> str:

@@ -154,7 +154,7 @@ def quantities(spec: LayerSpec) -> Values:
         moved += 4.0 * (conv.c_in * conv.hw_in**2 + conv.c_out * conv.hw_out**2)
         weights += 4.0 * conv.kernel**2 * (conv.c_in // conv.groups) * conv.c_out
         kernels += 1
-    if spec.kind == "pool":
+    if spec.kind in ("pool", "maxpool"):
         moved, kernels = 4.0 * spec.c_in * spec.hw_in**2, 1.0
     return np.array([dense, depthwise, moved, weights, float(spec.c_mid * spec.hw_out**2 if spec.c_se else 0), kernels])
 

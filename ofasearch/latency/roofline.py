@@ -188,8 +188,8 @@ def kernels(spec: LayerSpec, batch: int) -> Iterator[tuple[float, float, bool]]:
         features = float(FLOAT_BYTES * batch * spec.c_mid * spec.hw_out**2)
         yield 0.0, features, False  # pooled
         yield 0.0, 2 * features, False  # scaled
-    if spec.kind == "pool":
-        yield 0.0, float(FLOAT_BYTES * batch * spec.c_in * (spec.hw_in**2 + 1)), False
+    if spec.kind in ("pool", "maxpool"):
+        yield 0.0, float(FLOAT_BYTES * batch * spec.c_in * (spec.hw_in**2 + spec.hw_out**2)), False
 
 
 def _at_peak(blueprint: Blueprint, device: Device, batch: int, depthwise: float) -> tuple[float, int]:

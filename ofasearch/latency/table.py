@@ -209,9 +209,9 @@ def _takes_images(spec: LayerSpec) -> bool:
 def describe(spec: LayerSpec) -> str:
     """A layer in words, for messages and for rows people read."""
     text = f"{spec.kind} {spec.hw_in}x{spec.hw_in}x{spec.c_in}->{spec.c_out}"
-    if spec.kind == "mbconv":
+    if spec.c_mid:
         text += f" mid {spec.c_mid}"
-    if spec.kind in ("conv", "mbconv"):
+    if spec.kind not in ("pool", "linear"):
         text += f" k{spec.kernel} s{spec.stride}"
     return text + (" se" if spec.c_se else "") + (" skip" if spec.skip else "")
 

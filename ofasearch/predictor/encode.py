@@ -143,13 +143,17 @@ class Encoder:
         return Encoder(tuple(parts))
 
 
-def blocks_encoder(kernels: tuple[int, ...], expands: tuple[int, ...], resolutions: tuple[int, ...], blocks: int) -> Encoder:
+def blocks_encoder(kernels: tuple[int, ...], expands: tuple[float, ...], resolutions: tuple[int, ...], blocks: int) -> Encoder:
     """Kernels of all blocks, then expand ratios, then the resolution: the order of the once-for-all tutorial, and ours."""
     return Encoder((Part("ks", blocks, kernels), Part("e", blocks, expands), Part("r", 1, resolutions)))
 
 
 def encoder_of(space: Space) -> Encoder:
-    """The encoder that knows all that the space can hold."""
+    """The encoder that knows all that the space can hold; of a ResNet space in the order of once-for-all's."""
+    if space.widths:
+        indices = tuple(sorted({int(c) for gene in space.genes if gene.reads[0] == "w" for c in gene.choices}))
+        widths, expands = Part("w", space.widths, indices), Part("e", space.blocks, space.expands)
+        return Encoder((Part("r", 1, space.resolutions), Part("stem", 1, (0, 1)), widths, expands))
     return blocks_encoder(space.kernels, space.expands, space.resolutions, space.blocks)
 
 

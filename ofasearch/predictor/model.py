@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ofasearch.errors import MismatchError
 from ofasearch.predictor.encode import SPELLED, Encoder, Matrix, Part
-from ofasearch.space.core import Codes, Settings, Space, Values
+from ofasearch.space.core import Codes, Numbers, Settings, Space, Values
 
 LEVEL = 0.8  # of the interval that is told where none is asked for
 
@@ -161,19 +161,16 @@ class OnSpace:
         self.predictor, self.space = predictor, space
         block, ks, e = space.setting_choices
         start, columns = 0, []
+        self._genes: list[tuple[int, Codes]] = []  # the genes that a part reads by themselves, and the feature of each code
         for part in predictor.encoder.parts:
             if part.field == "ks":
                 columns.append(_columns(part, start, block, ks))
             elif part.field == "e":
                 columns.append(_columns(part, start, block, e))
-            elif part.field == "r":
-                self._resolution = _columns(part, start, np.zeros(len(space.resolutions), dtype=np.int64), np.array(space.resolutions))
             else:
-                raise MismatchError(
-                    f"a predictor for {space.name} must read kernels, expand ratios and resolution, but this reads {part.field}"
-                )
+                self._genes += _gene_columns(part, start, space)
             start += part.dims
-        self._settings = np.stack(columns, axis=1)  # (positions, 2)
+        self._settings = np.stack(columns, axis=1)  # (positions, 1 or 2)
 
     def features(self, codes: Codes) -> Matrix:
         """Features (n, f), equal to those by way of the settings."""
@@ -181,7 +178,8 @@ class OnSpace:
         x = np.zeros((len(codes), width), dtype=np.float32)
         flat, rows = x.reshape(-1), width * np.arange(len(codes))
         flat[rows[:, None, None] + self._settings[self.space.setting_positions(codes)]] = 1
-        flat[rows + self._resolution[codes[:, 0] - 1]] = 1
+        for gene, feature in self._genes:
+            flat[rows + feature[codes[:, gene] - 1]] = 1
         return x[:, :-1]
 
     def members(self, codes: Codes) -> Values:
@@ -203,7 +201,24 @@ class OnSpace:
         return np.zeros(len(codes), dtype=bool) if cloud is None else cloud.leverage(self.features(codes)) > cloud.limit
 
 
-def _columns(part: Part, start: int, column: Codes, values: Codes) -> Codes:
+def _gene_columns(part: Part, start: int, space: Space) -> list[tuple[int, Codes]]:
+    """The genes that hold what a part of the resolution, the widths or the stem reads, and the feature of each of their codes.
+
+    Raises MismatchError where the space has no such choices.
+    """
+    name = "d" if part.field == "stem" else part.field
+    readers = sorted((gene.reads[1], index) for index, gene in enumerate(space.genes) if gene.reads[0] == name)[: part.columns]
+    if len(readers) < part.columns or (part.field == "stem" and not space.widths):
+        raise MismatchError(f"a predictor for {space.name} must read what its networks have, but this reads {SPELLED[part.field]}")
+    found = []
+    for column, index in readers:
+        values = np.array(space.genes[index].choices)
+        values = (values > 0).astype(np.int64) if part.field == "stem" else values
+        found.append((index, _columns(part, start, np.full(len(values), column), values)))
+    return found
+
+
+def _columns(part: Part, start: int, column: Codes, values: Numbers) -> Codes:
     """The feature of each value in its column of a part that begins at `start`; -1, the last, for the 0 of a skipped block.
 
     Raises MismatchError for a value that is no choice.

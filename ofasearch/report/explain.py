@@ -31,13 +31,15 @@ NEGLIGIBLE = 0.005  # share of the latency below which no layer is called dear
 
 def brief(spec: LayerSpec) -> str:
     """A layer in few letters: kernel, expand ratio, stride, squeeze-excite; channels where there is no ratio."""
-    if spec.kind in ("pool", "linear"):
-        return "pool" if spec.kind == "pool" else f"linear {spec.c_out}"
+    plain = {"pool": "pool", "maxpool": "max pool", "linear": f"linear {spec.c_out}"}
+    if spec.kind in plain:
+        return plain[spec.kind]
     return " ".join(word for word in _words(spec) if word)
 
 
 def _words(spec: LayerSpec) -> tuple[str, ...]:
-    size = f"{spec.c_in}-{spec.c_out} ch" if spec.kind == "conv" else f"e{spec.c_mid / spec.c_in:.3g}"
+    of = spec.c_out if spec.kind == "bottleneck" else spec.c_in
+    size = f"{spec.c_in}-{spec.c_out} ch" if spec.kind == "conv" else f"e{spec.c_mid / of:.3g}"
     return f"k{spec.kernel}", size, f"s{spec.stride}" if spec.stride > 1 else "", "se" if spec.c_se else ""
 
 

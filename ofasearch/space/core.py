@@ -13,7 +13,8 @@ import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
+from string import ascii_lowercase
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,8 @@ from ofasearch.errors import ArchError
 
 Codes = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
-Kind = Literal["conv", "mbconv", "bottleneck", "pool", "linear"]
+Numbers = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Kind = Literal["conv", "mbconv", "bottleneck", "maxpool", "pool", "linear"]
 Act = Literal["none", "relu", "relu6", "h_swish"]
 Reduce = Literal["sum", "max"]
 
@@ -37,8 +39,10 @@ class LayerSpec:
     """One concrete layer of one concrete network: all that cost, weights and export need to know.
 
     `kind`: "conv" is convolution (+ batch norm) + activation; "mbconv" an inverted bottleneck, which has no
-    expansion convolution when `c_mid == c_in`; "pool" a global average pool; "linear" the classifier.
-    `c_se` 0 means no squeeze-excite. `hw_in` is the input height = width in pixels, `eps` that of the batch norms.
+    expansion convolution when `c_mid == c_in`; "bottleneck" ResNet's, whose shortcut is an average pool and a 1x1
+    convolution where it is no `skip`; "maxpool" a windowed maximum; "pool" a global average pool; "linear" the classifier.
+    With `skip` the input is added to the output, in a bottleneck before the last activation, else after it. `c_se` 0
+    means no squeeze-excite. `hw_in` is the input height = width in pixels, `eps` that of the batch norms.
     """
 
     slot: str  # where its weights live in the supernet, e.g. "s3.b1"; empty for a static network
@@ -71,6 +75,7 @@ SHAPE_FIELDS = tuple(f.name for f in fields(LayerSpec) if f.name not in ("slot",
 _shape: Callable[[LayerSpec], tuple[str | int | bool, ...]] = operator.attrgetter(*SHAPE_FIELDS)
 
 Blueprint = tuple[LayerSpec, ...]
+Parents = tuple[float, ...]
 Price = Callable[[LayerSpec], float]
 
 
@@ -95,31 +100,43 @@ class Gate:
 class Gene:
     """One choice. Code c stands for `choices[c - 1]`.
 
-    `reads` names the entry of the published settings (`ks`, `e`, `d`, `r`) that this gene decides;
-    genes of one `unit` are mutated together, as in the reference evolution; `stage` groups the spelling.
+    `reads` names the entry of the published settings (`ks`, `e`, `d`, `r`, `w`) that this gene decides;
+    genes of one `unit` are mutated together, as in the reference evolution; `stage` groups the spelling. Choices that are
+    no digits are spelled by their places in `alphabet`, which stays when choices are cut off.
     """
 
     name: str
     unit: str
     stage: int
-    choices: tuple[int, ...]
+    choices: tuple[float, ...]  # ascending; whole numbers are int
     reads: tuple[str, int]
     gate: Gate | None = None
+    alphabet: tuple[float, ...] = ()
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """How an arch id spells each choice, one character: the digit it is, or a, b, c... by its place in the alphabet."""
+        return _letters(self.choices, self.alphabet)
+
+
+@cache
+def _letters(choices: tuple[float, ...], alphabet: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(ascii_lowercase[alphabet.index(choice)] if alphabet else str(choice) for choice in choices)
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A place in the network that holds a layer for some values of its parent genes.
 
-    `layer` and `setting` take the parents' values (not codes; 0 = absent), the resolution among them.
-    `setting` gives the published (kernel, expand ratio) of an elastic block, (0, 0) when skipped.
+    `layer` and `setting` take the parents' values (not codes; 0 = absent), the resolution first.
+    `setting` gives the published (kernel, expand ratio) of an elastic block, (0, 0) when skipped; None for layers that
+    every network has.
     """
 
     name: str
     parents: tuple[int, ...]
-    layer: Callable[[tuple[int, ...]], LayerSpec | None]
-    stage: int | None = None  # index into `d`; None for layers that every network has
-    setting: Callable[[tuple[int, ...]], tuple[int, int]] | None = None
+    layer: Callable[[Parents], LayerSpec | None]
+    setting: Callable[[Parents], tuple[int, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +155,12 @@ class Arch:
 class Settings:
     """The published form of n networks: kernels and expand ratios (n, blocks), depths (n, stages), resolution (n,).
 
-    Entries of skipped blocks are 0. ResNet50 has expand ratios below 1 and width indices `w`
-    (n, widths).
+    Entries of skipped blocks are 0. ResNet50 has expand ratios below 1 and width indices `w` (n, widths); its kernels
+    may be left out (n, 0), because there is one only.
     """
 
     ks: Codes
-    e: Codes
+    e: Numbers
     d: Codes
     r: Codes
     w: Codes | None = None
@@ -294,7 +311,7 @@ class Space:
     """A set of networks that share weights: genes, the slots they fill, and the way back to layers.
 
     Gene 0 is the resolution; a gate always points to an earlier gene. `kernels` and `expands` are the values that
-    `Settings.ks` and `Settings.e` may take, `full_depth` the number of block slots per stage.
+    `Settings.ks` and `Settings.e` may take.
     """
 
     name: str
@@ -302,15 +319,15 @@ class Space:
     slots: tuple[Slot, ...]
     classes: int
     kernels: tuple[int, ...]
-    expands: tuple[int, ...]
+    expands: tuple[float, ...]
     parent: str | None = None  # name of the larger space whose weights serve this one too
 
     # -- size, enumeration, extremes ---------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def resolutions(self) -> tuple[int, ...]:
         """Input sizes in pixels, ascending."""
-        return self.genes[0].choices
+        return tuple(int(pixels) for pixels in self.genes[0].choices)
 
     def with_resolutions(self, resolutions: Sequence[int]) -> Space:
         """The same space restricted (or widened) to other input sizes.
@@ -421,39 +438,50 @@ class Space:
     def contains(self, big: Codes, small: Codes) -> npt.NDArray[np.bool_]:
         """Whether each network of `big` holds all weights of the one beside it in `small`; both (n, g), result (n,).
 
-        Per active block of `small` the depth, kernel and expand ratio of `big` are at least as large. The resolution
-        is no weight and is ignored. With kernel transforms only equal kernels share the *effective* filter.
+        Per active block of `small` the depth, kernel and expand ratio of `big` are at least as large, and every width.
+        The resolution is no weight and is ignored. With kernel transforms only equal kernels share the *effective* filter.
         """
         b, s = self.settings(big), self.settings(small)
-        return np.asarray((b.ks >= s.ks).all(axis=1) & (b.e >= s.e).all(axis=1) & (b.d >= s.d).all(axis=1))
+        held = (b.ks >= s.ks).all(axis=1) & (b.e >= s.e).all(axis=1) & (b.d >= s.d).all(axis=1)
+        return np.asarray(held if b.w is None or s.w is None else held & (b.w >= s.w).all(axis=1))
 
     # -- published settings ------------------------------------------------------------------------------------
 
     def settings(self, codes: Codes) -> Settings:
-        """The networks in published form: `ks`, `e` per block slot, `d` per stage, `r`."""
-        index, ks_flat, e_flat, stage_of = self._setting_tables
+        """The networks in published form: `ks`, `e` per block slot, `d` per stage, `r`, and `w` where widths are chosen."""
+        index, ks, e = self._setting_tables
         positions = index(codes)
-        ks, e = ks_flat[positions], e_flat[positions]
-        d = ((ks > 0) @ stage_of).astype(np.int64)
-        return Settings(ks=ks, e=e, d=d, r=np.array(self.resolutions)[codes[:, 0] - 1])
+        d, w = self._read("d", codes), self._read("w", codes)
+        r = np.array(self.resolutions)[codes[:, 0] - 1]
+        return Settings(ks=ks[positions], e=e[positions], d=d, r=r, w=w if w.shape[1] else None)
+
+    def _read(self, name: str, codes: Codes) -> Codes:
+        """The values (n, entries) of the genes that decide `d` or `w`, which no network lacks."""
+        columns = [np.array([0, *self.genes[g].choices], dtype=np.int64)[codes[:, g]] for g in self._readers[name]]
+        return np.column_stack(columns) if columns else np.zeros((len(codes), 0), dtype=np.int64)
 
     @cached_property
-    def _setting_tables(self) -> tuple[_TableIndex, Codes, Codes, Values]:
-        """Positions, kernels and expand ratios of all block slots, and which stage each slot counts for (slots, stages)."""
+    def _readers(self) -> dict[str, tuple[int, ...]]:
+        """The genes that decide each entry of `d` and of `w`, in order."""
+        found = {name: sorted((g.reads[1], i) for i, g in enumerate(self.genes) if g.reads[0] == name) for name in ("d", "w")}
+        return {name: tuple(gene for _, gene in entries) for name, entries in found.items()}
+
+    @cached_property
+    def _setting_tables(self) -> tuple[_TableIndex, Codes, Numbers]:
+        """Positions, kernels and expand ratios of all block slots."""
         slots = [slot for slot in self.slots if slot.setting is not None]
-        values = np.concatenate([[slot.setting(v) for v in self._parent_values(slot)] for slot in slots if slot.setting is not None])
-        stages = np.array([slot.stage for slot in slots])
-        stage_of = (stages[:, None] == np.arange(self._setting_counts[1])).astype(np.float64)
-        return _TableIndex(self.genes, [slot.parents for slot in slots]), values[:, 0].copy(), values[:, 1].copy(), stage_of
+        values = [slot.setting(v) for slot in slots for v in self._parent_values(slot) if slot.setting is not None]
+        kernels, expands = zip(*values, strict=True)
+        return _TableIndex(self.genes, [slot.parents for slot in slots]), np.array(kernels, dtype=np.int64), np.array(expands)
 
     def setting_positions(self, codes: Codes) -> Codes:
         """Where the setting of each block slot stands in `setting_choices`, (n, blocks)."""
         return self._setting_tables[0](codes)
 
     @cached_property
-    def setting_choices(self) -> tuple[Codes, Codes, Codes]:
+    def setting_choices(self) -> tuple[Codes, Codes, Numbers]:
         """Block, kernel and expand ratio of all settings that the block slots can have, slot by slot, each (positions,)."""
-        _, ks, e, _ = self._setting_tables
+        _, ks, e = self._setting_tables
         sizes = [len(self._parent_values(slot)) for slot in self.slots if slot.setting is not None]
         return np.repeat(np.arange(len(sizes)), sizes), ks, e
 
@@ -463,15 +491,13 @@ class Space:
         Raises ArchError when a value is no choice of this space, or when the settings leave the space (a CompOFA
         network whose expand ratio is not the one tied to its depth).
         """
-        given: Mapping[str, Codes] = {"ks": settings.ks, "e": settings.e, "d": settings.d, "r": settings.r[:, None]}
-        blocks, stages = self._setting_counts
-        for name, columns in (("ks", blocks), ("e", blocks), ("d", stages), ("r", 1)):
-            if given[name].ndim != 2 or given[name].shape[1] != columns:
-                raise ArchError(f"{name} must hold {columns} integers for {self.name}, but got {given[name].shape[-1]}")
+        given = self._given(settings)
         codes = np.zeros((len(settings.r), len(self.genes)), dtype=np.int64)
         for index, gene in enumerate(self.genes):
             value = given[gene.reads[0]][:, gene.reads[1]]
-            hits = value[:, None] == np.array(gene.choices)[None]
+            if gene.reads[0] == "d" and gene.choices == (1,):
+                value = np.minimum(value, 1)  # once-for-all gives a stage of one block any depth
+            hits = np.isclose(value[:, None], np.array(gene.choices)[None], rtol=0, atol=1e-6)
             active = np.ones(len(value), dtype=bool) if gene.gate is None else codes[:, gene.gate.gene] >= gene.gate.at_least
             wrong = active & ~hits.any(axis=1)
             if wrong.any():
@@ -480,7 +506,7 @@ class Space:
             codes[:, index] = np.where(active, hits.argmax(axis=1) + 1, 0)
         back = self.settings(codes)
         for name, ours in (("ks", back.ks), ("e", back.e)):
-            wrong_at = np.argwhere((ours != given[name]) & (back.ks > 0))
+            wrong_at = np.argwhere((np.abs(ours - given[name]) > 1e-6) & (back.ks > 0))
             if len(wrong_at):
                 row, block = wrong_at[0]
                 raise ArchError(
@@ -489,15 +515,34 @@ class Space:
                 )
         return codes
 
-    @property
-    def blocks(self) -> int:
-        """Number of block slots: the length of `ks` and `e`."""
-        return self._setting_counts[0]
+    def _given(self, settings: Settings) -> dict[str, Numbers]:
+        """The entries of published settings by name.
+
+        Raises ArchError unless they have the numbers of columns of this space.
+        """
+        ks = settings.ks
+        if len(self.kernels) == 1 and ks.shape == (len(settings.r), 0):
+            ks = np.full((len(settings.r), self.blocks), self.kernels[0])
+        given: dict[str, Numbers] = {"ks": ks, "e": settings.e, "d": settings.d, "r": settings.r[:, None]}
+        columns = {"ks": self.blocks, "e": self.blocks, "d": len(self._readers["d"]), "r": 1}
+        if self._readers["w"] or settings.w is not None:
+            given["w"] = settings.w if settings.w is not None else np.zeros((len(settings.r), 0), dtype=np.int64)
+            columns["w"] = len(self._readers["w"])
+        for name, entries in given.items():
+            if entries.ndim != 2 or entries.shape[1] != columns[name]:
+                what = "numbers" if name == "e" else "integers"
+                raise ArchError(f"{name} must hold {columns[name]} {what} for {self.name}, but got {entries.shape[-1]}")
+        return given
 
     @cached_property
-    def _setting_counts(self) -> tuple[int, int]:
-        blocks = [s for s in self.slots if s.setting is not None]
-        return len(blocks), len({s.stage for s in blocks})
+    def blocks(self) -> int:
+        """Number of block slots: the length of `ks` and `e`."""
+        return sum(slot.setting is not None for slot in self.slots)
+
+    @property
+    def widths(self) -> int:
+        """Number of widths that are chosen: the length of `w`."""
+        return len(self._readers["w"])
 
     def lift(self, codes: Codes, target: Space) -> Codes:
         """The same networks as codes of a larger space, e.g. CompOFA in once-for-all."""
@@ -511,13 +556,13 @@ class Space:
         stages: dict[int, str] = {}
         for gene, code in zip(self.genes[1:], codes[1:], strict=True):
             if code:
-                stages[gene.stage] = stages.get(gene.stage, "") + str(gene.choices[code - 1])
+                stages[gene.stage] = stages.get(gene.stage, "") + gene.letters[code - 1]
         resolution = self.resolutions[int(codes[0]) - 1]
         text = "-".join([f"{self.name}@r{resolution}", *(stages[s] for s in sorted(stages))])
         return Arch(text, self.name, tuple(int(c) for c in codes))
 
     def parse(self, text: str) -> Arch:
-        """The inverse of `str(arch)`: depth, then kernel and expand ratio of each block, stage by stage.
+        """The inverse of `str(arch)`: (width and) depth, then kernel and expand ratio of each block, stage by stage.
 
         Raises ArchError when the text is not a network of this space.
         """
@@ -530,21 +575,20 @@ class Space:
             raise ArchError(f"an arch id of {self.name} must have {len(wanted)} stages, but '{text}' has {len(stages)}")
         left = dict(zip(wanted, stages, strict=True))
         codes = np.zeros(len(self.genes), dtype=np.int64)
-        codes[0] = self._code_of(self.genes[0], head[1:], text)
+        codes[0] = self._code_of(self.genes[0], [str(pixels) for pixels in self.resolutions], head[1:], text)
         for index, gene in enumerate(self.genes[1:], start=1):
             if gene.gate is None or codes[gene.gate.gene] >= gene.gate.at_least:
-                codes[index] = self._code_of(gene, left[gene.stage][:1], text)
+                codes[index] = self._code_of(gene, gene.letters, left[gene.stage][:1], text)
                 left[gene.stage] = left[gene.stage][1:]
         if any(left.values()):
             raise ArchError(f"an arch id must not have digits left over, but '{text}' has '{next(v for v in left.values() if v)}'")
         return self.arch(codes)
 
     @staticmethod
-    def _code_of(gene: Gene, digits: str, text: str) -> int:
-        for code, choice in enumerate(gene.choices, start=1):
-            if str(choice) == digits:
-                return code
-        raise ArchError(f"{gene.name} must be one of {list(gene.choices)}, but got '{digits}' in '{text}'")
+    def _code_of(gene: Gene, spelled: Sequence[str], found: str, text: str) -> int:
+        if found in spelled:
+            return spelled.index(found) + 1
+        raise ArchError(f"{gene.name} must be one of [{', '.join(spelled)}], but got '{found}' in '{text}'")
 
     def blueprint(self, codes: Codes) -> Blueprint:
         """The layers of one network, input to output; `codes` is one canonical row (g,)."""
@@ -571,9 +615,10 @@ class Space:
             for flat, values in enumerate(self._parent_values(slot)):
                 layer = slot.layer(values) if values[0] else None
                 if layer is not None:
-                    key = (values[0], layer.shape)
+                    resolution = int(values[0])
+                    key = (resolution, layer.shape)
                     if key not in known:
-                        known[key] = price_at(values[0])(layer)
+                        known[key] = price_at(resolution)(layer)
                     prices[flat] = known[key]
             table = prices.reshape(shape)
             tables[slot.parents] = combine(tables[slot.parents], table) if slot.parents in tables else table
@@ -585,7 +630,7 @@ class Space:
             return ()
         return tuple(sorted({slot.setting(values)[0] for values in self._parent_values(slot)} - {0}))
 
-    def _parent_values(self, slot: Slot) -> list[tuple[int, ...]]:
+    def _parent_values(self, slot: Slot) -> list[Parents]:
         return list(itertools.product(*((0, *self.genes[p].choices) for p in slot.parents)))
 
     def _presence(self, index: int) -> _Factor:

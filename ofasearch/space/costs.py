@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from ofasearch.errors import ArchError
-from ofasearch.space.core import Blueprint, Cost, LayerSpec, Space
+from ofasearch.space.core import Blueprint, Cost, Kind, LayerSpec, Space
 
 FLOAT_BYTES = 4
 
@@ -32,10 +33,17 @@ def convs(spec: LayerSpec) -> Iterator[Conv]:
 
     Raises ArchError for a kind that has no cost model.
     """
-    if spec.kind == "pool":
+    if spec.kind in ("pool", "maxpool"):
         return
     if spec.kind in ("conv", "linear"):
-        yield Conv(spec.c_in, spec.c_out, spec.kernel, 1, spec.hw_in, spec.hw_out)
+        yield Conv(spec.c_in, spec.c_out, spec.kernel, 1, spec.hw_in, spec.hw_out)  # with a skip its input is the kept tensor
+    elif spec.kind == "bottleneck":
+        kept = spec.c_in * spec.hw_in**2  # for the shortcut
+        yield Conv(spec.c_in, spec.c_mid, 1, 1, spec.hw_in, spec.hw_in)  # its input is the kept tensor itself
+        yield Conv(spec.c_mid, spec.c_mid, spec.kernel, 1, spec.hw_in, spec.hw_out, kept)
+        yield Conv(spec.c_mid, spec.c_out, 1, 1, spec.hw_out, spec.hw_out, kept)
+        if not spec.skip:
+            yield Conv(spec.c_in, spec.c_out, 1, 1, spec.hw_out, spec.hw_out, spec.c_out * spec.hw_out**2)
     elif spec.kind == "mbconv":
         kept = spec.c_in * spec.hw_in**2 if spec.skip else 0
         if spec.c_mid != spec.c_in:
@@ -48,7 +56,7 @@ def convs(spec: LayerSpec) -> Iterator[Conv]:
             yield Conv(spec.c_se, spec.c_mid, 1, 1, 1, 1, kept + features)
         yield Conv(spec.c_mid, spec.c_out, 1, 1, spec.hw_out, spec.hw_out, kept)
     else:
-        raise ArchError(f"layer kind must be conv, mbconv, pool or linear, but got '{spec.kind}'")
+        raise ArchError(f"layer kind must be one of {', '.join(get_args(Kind))}, but got '{spec.kind}'")
 
 
 def macs(spec: LayerSpec) -> int:
@@ -62,6 +70,8 @@ def params(spec: LayerSpec) -> int:
     if spec.kind == "mbconv":
         expanded = spec.c_mid if spec.c_mid != spec.c_in else 0
         return weights + 2 * (expanded + spec.c_mid + spec.c_out) + ((spec.c_se + spec.c_mid) if spec.c_se else 0)
+    if spec.kind == "bottleneck":
+        return weights + 2 * (2 * spec.c_mid + spec.c_out + (0 if spec.skip else spec.c_out))
     return weights + (2 * spec.c_out if spec.norm else 0) + (spec.c_out if spec.bias else 0)
 
 
@@ -69,6 +79,8 @@ def activation_bytes(spec: LayerSpec) -> int:
     """Largest sum of input, output and kept skip tensors over the convolutions of a layer, fp32, one image."""
     if spec.kind == "pool":
         return FLOAT_BYTES * spec.c_in * (spec.hw_in**2 + 1)
+    if spec.kind == "maxpool":
+        return FLOAT_BYTES * spec.c_in * (spec.hw_in**2 + spec.hw_out**2)
     return FLOAT_BYTES * max(c.c_in * c.hw_in**2 + c.c_out * c.hw_out**2 + c.live for c in convs(spec))
 
 

@@ -1,201 +1,23 @@
 """The published design spaces as data: the only file with gene values.
 
-Reference: once-for-all (ICLR 2020) section 3.2 and its MobileNetV3 supernet; CompOFA (ICLR 2021) section 4.1.
+Reference: once-for-all (ICLR 2020), section 3.2, its MobileNetV3, ProxylessNAS and ResNet50 supernets; CompOFA (ICLR 2021),
+sections 4.1 and 5.6.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeVar
 
 from ofasearch.errors import NotFoundError
-from ofasearch.space.core import Act, Gate, Gene, LayerSpec, Slot, Space
+from ofasearch.space.core import Act, Space
+from ofasearch.space.mobile import MobileDesign, Stage, make_divisible, mobile_space, spelled
+from ofasearch.space.own import Design, own_design
+from ofasearch.space.resnet import ResNetDesign, ResStage
 
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round to a multiple of `divisor`, never below it and never more than 10 % down (MobileNet's rule)."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A row of inverted bottlenecks of one output width; the first has the stride, all the activation."""
-
-    c_out: int
-    stride: int
-    act: Act
-    se: bool
-    kernel: int  # the kernel of the fixed-kernel variant
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MobileDesign:
-    """A MobileNetV3-like space. Widths are final channel counts; `coupled` ties expand ratios to depths (CompOFA)."""
-
-    name: str
-    stem: int
-    stem_stride: int
-    first: int  # output channels of the static first block: depthwise 3x3 + projection, no expansion
-    stages: tuple[Stage, ...]
-    c_expand: int
-    c_feature: int
-    classes: int
-    resolutions: tuple[int, ...]
-    depths: tuple[int, ...] = (2, 3, 4)
-    expands: tuple[int, ...] = (3, 4, 6)
-    kernels: tuple[int, ...] = (3, 5, 7)
-    coupled: bool = False
-    elastic_kernel: bool = True
-    parent: str | None = None
-
-
-def mobile_space(design: MobileDesign) -> Space:
-    """Build the space of a MobileNetV3-like design: resolution gene first, then depth and blocks stage by stage."""
-    genes = [Gene("resolution", "r", 0, design.resolutions, ("r", 0))]
-    slots = [_stem(design), _first_block(design)]
-    scale = design.stem_stride  # the input resolution divided by the feature size, exact for "same" padding
-    c_in = design.first
-    block_index = 0
-    for number, stage in enumerate(design.stages, start=1):
-        depth_gene = len(genes)
-        genes.append(Gene(f"s{number}.depth", f"s{number}.depth", number, design.depths, ("d", number - 1)))
-        for block in range(max(design.depths)):
-            needed = next(code for code, depth in enumerate(design.depths, start=1) if depth > block)
-            gate = Gate(depth_gene, needed)
-            unit = f"s{number}.b{block + 1}"
-            parents = [0]
-            if design.coupled:
-                parents.append(depth_gene)
-            if design.elastic_kernel:
-                parents.append(len(genes))
-                genes.append(Gene(f"{unit}.kernel", unit, number, design.kernels, ("ks", block_index), gate))
-            if not design.coupled:
-                parents.append(len(genes))
-                genes.append(Gene(f"{unit}.expand", unit, number, design.expands, ("e", block_index), gate))
-            slots.append(_block(design, stage, number, block, c_in if block == 0 else stage.c_out, scale, tuple(parents)))
-            block_index += 1
-        scale *= stage.stride
-        c_in = stage.c_out
-    slots += _head(design, c_in, scale)
-    kernels = design.kernels if design.elastic_kernel else tuple(sorted({s.kernel for s in design.stages}))
-    return Space(
-        name=design.name,
-        genes=tuple(genes),
-        slots=tuple(slots),
-        classes=design.classes,
-        kernels=kernels,
-        expands=design.expands,
-        parent=design.parent,
-    )
-
-
-def _feature_size(resolution: int, scale: int) -> int:
-    """ceil(resolution / scale): what a chain of "same" convolutions whose strides multiply to `scale` leaves."""
-    return -(-resolution // scale)
-
-
-def _stem(design: MobileDesign) -> Slot:
-    def layer(values: tuple[int, ...]) -> LayerSpec:
-        return LayerSpec(
-            slot="stem",
-            kind="conv",
-            c_in=3,
-            c_mid=0,
-            c_out=design.stem,
-            hw_in=values[0],
-            kernel=3,
-            stride=design.stem_stride,
-            act="h_swish",
-        )
-
-    return Slot("stem", (0,), layer)
-
-
-def _first_block(design: MobileDesign) -> Slot:
-    def layer(values: tuple[int, ...]) -> LayerSpec:
-        return LayerSpec(
-            slot="s0.b1",
-            kind="mbconv",
-            c_in=design.stem,
-            c_mid=design.stem,
-            c_out=design.first,
-            hw_in=_feature_size(values[0], design.stem_stride),
-            kernel=3,
-            act="relu",
-            skip=design.stem == design.first,
-        )
-
-    return Slot("s0.b1", (0,), layer)
-
-
-def _block(design: MobileDesign, stage: Stage, number: int, block: int, c_in: int, scale: int, parents: tuple[int, ...]) -> Slot:
-    name = f"s{number}.b{block + 1}"
-    stride = stage.stride if block == 0 else 1
-    scale_in = scale if block == 0 else scale * stage.stride
-    setting = _setting_rule(design, stage, block)
-
-    def layer(values: tuple[int, ...]) -> LayerSpec | None:
-        kernel, expand = setting(values)
-        if kernel == 0:
-            return None
-        c_mid = make_divisible(round(c_in * expand))
-        return LayerSpec(
-            slot=name,
-            kind="mbconv",
-            c_in=c_in,
-            c_mid=c_mid,
-            c_out=stage.c_out,
-            hw_in=_feature_size(values[0], scale_in),
-            c_se=make_divisible(c_mid // 4) if stage.se else 0,
-            kernel=kernel,
-            stride=stride,
-            act=stage.act,
-            skip=stride == 1 and c_in == stage.c_out,
-        )
-
-    return Slot(name, parents, layer, number - 1, setting)
-
-
-def _setting_rule(design: MobileDesign, stage: Stage, block: int) -> Callable[[tuple[int, ...]], tuple[int, int]]:
-    """How the values of a block's parents (resolution first) give its (kernel, expand ratio); (0, 0) when skipped."""
-    tied = dict(zip(design.depths, design.expands, strict=True)) if design.coupled else {}
-
-    def setting(values: tuple[int, ...]) -> tuple[int, int]:
-        rest = values[1:]
-        if design.coupled:
-            depth, rest = rest[0], rest[1:]
-            expand = tied.get(depth, 0) if depth > block else 0
-            kernel = rest[0] if design.elastic_kernel else stage.kernel
-        else:
-            kernel, expand = rest
-        return (kernel, expand) if kernel and expand else (0, 0)
-
-    return setting
-
-
-def _head(design: MobileDesign, c_in: int, scale: int) -> list[Slot]:
-    def expand(values: tuple[int, ...]) -> LayerSpec:
-        hw = _feature_size(values[0], scale)
-        return LayerSpec(slot="head.expand", kind="conv", c_in=c_in, c_mid=0, c_out=design.c_expand, hw_in=hw, act="h_swish")
-
-    def pool(values: tuple[int, ...]) -> LayerSpec:
-        hw = _feature_size(values[0], scale)
-        return LayerSpec(slot="head.pool", kind="pool", c_in=design.c_expand, c_mid=0, c_out=design.c_expand, hw_in=hw, norm=False)
-
-    def feature(_: tuple[int, ...]) -> LayerSpec:
-        return LayerSpec(
-            slot="head.feature", kind="conv", c_in=design.c_expand, c_mid=0, c_out=design.c_feature, hw_in=1, act="h_swish", norm=False
-        )
-
-    def classifier(_: tuple[int, ...]) -> LayerSpec:
-        return LayerSpec(
-            slot="head.classifier", kind="linear", c_in=design.c_feature, c_mid=0, c_out=design.classes, hw_in=1, norm=False, bias=True
-        )
-
-    layers = (("head.expand", expand), ("head.pool", pool), ("head.feature", feature), ("head.classifier", classifier))
-    return [Slot(name, (0,), layer) for name, layer in layers]
+__all__ = ["DESIGNS", "MobileDesign", "Stage", "find_design", "get_space", "make_divisible", "mobile_space", "part_name"]
 
 
 def _mbv3(name: str, width: float, resolutions: tuple[int, ...]) -> MobileDesign:
@@ -222,12 +44,17 @@ def _mbv3(name: str, width: float, resolutions: tuple[int, ...]) -> MobileDesign
     )
 
 
+def _restrided(design: MobileDesign, stem_stride: int, strides: tuple[int, ...]) -> MobileDesign:
+    """A design with other strides and the ten classes of CIFAR-10."""
+    stages = tuple(replace(s, stride=stride) for s, stride in zip(design.stages, strides, strict=True))
+    return replace(design, stem_stride=stem_stride, stages=stages, classes=10)
+
+
 def _small(name: str, width: float, *, stem_stride: int, strides: tuple[int, ...]) -> MobileDesign:
     """The MobileNetV3 design for 32x32 images: smaller strides, ten classes, the first two layers never below 16 channels."""
     base = _mbv3(name, width, (32,))
-    stages = tuple(replace(s, stride=stride) for s, stride in zip(base.stages, strides, strict=True))
     wide = max(16, base.stem)
-    return replace(base, stem=wide, stem_stride=stem_stride, first=wide, stages=stages, classes=10)
+    return replace(_restrided(base, stem_stride, strides), stem=wide, first=wide)
 
 
 def _cifar(name: str, width: float = 0.5) -> MobileDesign:
@@ -235,9 +62,56 @@ def _cifar(name: str, width: float = 0.5) -> MobileDesign:
     return _small(name, width, stem_stride=2, strides=(2, 1, 2, 1, 1))
 
 
+def _proxyless_cifar(name: str, width: float = 0.5) -> MobileDesign:
+    """ProxylessNAS for 32x32 images on a CPU: total stride 8, most of it at the start."""
+    return replace(_restrided(_proxyless(name, width, (32,)), 2, (2, 1, 2, 1, 1, 1)), c_feature=make_divisible(1280 * width))
+
+
+def _proxyless_deps(name: str, width: float) -> MobileDesign:
+    """ProxylessNAS for 32x32 images with no stride in the stem, total stride 8, as DepS has it for MobileNetV3."""
+    return _restrided(_proxyless(name, width, (32,)), 1, (1, 2, 2, 1, 2, 1))
+
+
 def _deps(name: str, width: float) -> MobileDesign:
     """DepS's network for 32x32 images: no stride in the stem, total stride 8 (published code, `mbv3_32`)."""
     return _small(name, width, stem_stride=1, strides=(1, 2, 2, 1, 2))
+
+
+def _proxyless(name: str, width: float, resolutions: tuple[int, ...]) -> MobileDesign:
+    """ProxylessNAS's widths and strides, as once-for-all makes them elastic; the last of its six stages is one block."""
+    w = [make_divisible(c * width) for c in (32, 16, 24, 40, 80, 96, 192, 320)]
+    strides = (2, 2, 2, 1, 2, 1)
+    stages = [Stage(w[2 + i], stride, "relu6", se=False, kernel=3) for i, stride in enumerate(strides)]
+    stages[-1] = replace(stages[-1], depths=(1,))
+    return MobileDesign(
+        name=name,
+        stem=w[0],
+        stem_stride=2,
+        first=w[1],
+        stages=tuple(stages),
+        c_expand=None,
+        c_feature=make_divisible(1280 * max(width, 1.0)),
+        classes=1000,
+        resolutions=resolutions,
+        stem_act="relu6",
+        first_act="relu6",
+        head_act="relu6",
+        eps=1e-3,
+    )
+
+
+def _resnet50(name: str, width: float, resolutions: tuple[int, ...]) -> ResNetDesign:
+    """Once-for-all's ResNet50 with the stem of ResNet50D; `width` multiplies all channels."""
+    rows = ((256, 1, 2), (512, 2, 2), (1024, 2, 4), (2048, 2, 2))
+    stages = tuple(ResStage(make_divisible(channels * width), stride, base) for channels, stride, base in rows)
+    return ResNetDesign(name=name, stem=make_divisible(64 * width), stages=stages, classes=1000, resolutions=resolutions)
+
+
+def _resnet_small(name: str, width: float = 0.25) -> ResNetDesign:
+    """ResNet50 for 32x32 images on a CPU: total stride 8, no maximum pool; a quarter of the width unless asked otherwise."""
+    base = _resnet50(name, width, (32,))
+    stages = tuple(replace(s, stride=stride) for s, stride in zip(base.stages, (1, 2, 2, 1), strict=True))
+    return replace(base, stages=stages, classes=10, max_pool=False)
 
 
 def _compound(design: MobileDesign, name: str, *, elastic_kernel: bool) -> MobileDesign:
@@ -250,72 +124,124 @@ _R12 = tuple(range(160, 225, 4))
 _OFA = {
     "ofa-mbv3-w1.0": _mbv3("ofa-mbv3-w1.0", 1.0, _R10),
     "ofa-mbv3-w1.2": _mbv3("ofa-mbv3-w1.2", 1.2, _R12),
+    "ofa-proxyless-w1.3": _proxyless("ofa-proxyless-w1.3", 1.3, _R10),
     "ofa-mbv3-cifar": _cifar("ofa-mbv3-cifar"),
-}
-
-DESIGNS: dict[str, MobileDesign] = {
-    **_OFA,
-    "compofa-mbv3-w1.0": _compound(_OFA["ofa-mbv3-w1.0"], "compofa-mbv3-w1.0", elastic_kernel=False),
-    "compofa-mbv3-w1.2": _compound(_OFA["ofa-mbv3-w1.2"], "compofa-mbv3-w1.2", elastic_kernel=False),
-    "compofa-mbv3-elastic-w1.0": _compound(_OFA["ofa-mbv3-w1.0"], "compofa-mbv3-elastic-w1.0", elastic_kernel=True),
-    "compofa-mbv3-elastic-w1.2": _compound(_OFA["ofa-mbv3-w1.2"], "compofa-mbv3-elastic-w1.2", elastic_kernel=True),
-    "compofa-mbv3-cifar": _compound(_OFA["ofa-mbv3-cifar"], "compofa-mbv3-cifar", elastic_kernel=False),
+    "ofa-proxyless-cifar": _proxyless_cifar("ofa-proxyless-cifar"),
 }
 
 
-_PART = re.compile(r"(?P<base>.+)-d(?P<depths>\d+)-e(?P<expands>\d+)-k(?P<kernels>\d+)")
-_WIDE = re.compile(r"(?P<kind>ofa|compofa)-mbv3-(?P<images>cifar|32)-w(?P<width>\d\.\d{1,2})")
-WIDTHS = (0.1, 4.0)  # of MobileNetV3-Large, for the designs whose name says a width
+def _tied(base: str, *, elastic_kernel: bool = False) -> MobileDesign:
+    kind = "compofa-mbv3-elastic" if elastic_kernel else "compofa-mbv3"
+    name = base.replace("ofa-mbv3", kind) if "mbv3" in base else f"comp{base}"
+    return _compound(_OFA[base], name, elastic_kernel=elastic_kernel)
 
 
-def find_design(name: str) -> MobileDesign:
-    """The published design of that name, or a part of one, which is what a phase of progressive shrinking has trained.
+_COMPOFA = [
+    *(_tied(f"ofa-mbv3-w{width}", elastic_kernel=elastic) for elastic in (False, True) for width in ("1.0", "1.2")),
+    *(_tied(name) for name in ("ofa-proxyless-w1.3", "ofa-mbv3-cifar", "ofa-proxyless-cifar")),
+]
+_RESNETS = [_resnet50("ofa-resnet50", 1.0, _R10), _resnet_small("ofa-resnet50-cifar")]
+_ALL: tuple[Design, ...] = (*_OFA.values(), *_RESNETS, *_COMPOFA)
+
+DESIGNS: dict[str, Design] = {design.name: design for design in _ALL}
+
+
+_PART = re.compile(r"(?P<base>.+)-d(?P<depths>[0-9a-z]+)-e(?P<expands>[0-9a-z]+)-(?P<kind>[kw])(?P<last>[0-9a-z]+)")
+_WIDE = re.compile(r"(?P<family>(?:comp)?ofa-(?:mbv3|proxyless)-(?:cifar|32)|ofa-resnet50-cifar)-w(?P<width>\d\.\d{1,2})")
+_IN_ANY_WIDTH: dict[str, Callable[[str, float], Design]] = {
+    "ofa-mbv3-cifar": _cifar,
+    "ofa-mbv3-32": _deps,
+    "ofa-proxyless-cifar": _proxyless_cifar,
+    "ofa-proxyless-32": _proxyless_deps,
+    "ofa-resnet50-cifar": _resnet_small,
+}
+N = TypeVar("N", int, float)
+WIDTHS = (0.1, 4.0)  # of the published channels, for the designs whose name says a width
+
+
+def find_design(name: str) -> Design:
+    """The published design of that name, a part of one, which is what a phase of progressive shrinking has trained, or a user's.
 
     `ofa-mbv3-w1.0-d34-e6-k357` has the subnets of depths 3 and 4, expand ratio 6 and all kernels. A part keeps the
     largest depth, so that its blocks are those of the whole. The designs for 32x32 images come in any width:
-    `ofa-mbv3-cifar-w0.25`, and `compofa-mbv3-32-w1.0` with DepS's strides.
+    `ofa-mbv3-cifar-w0.25`, and `compofa-mbv3-32-w1.0` with DepS's strides. A name that ends in .json is a file.
 
-    Raises NotFoundError for an unknown name.
+    Raises NotFoundError for an unknown name; FormatError for a file that is no design.
     """
-    found = _whole_design(name)
+    found = _whole_design(name) or own_design(name)
     if found is not None:
         return found
     part = _PART.fullmatch(name)
-    base = _whole_design(part["base"]) if part else None
-    if part and base and not base.coupled and base.elastic_kernel:
-        depths, expands, kernels = (tuple(int(digit) for digit in part[key]) for key in ("depths", "expands", "kernels"))
-        choices = ((depths, base.depths), (expands, base.expands), (kernels, base.kernels))
-        if all(kept == tuple(v for v in known if v in kept) for kept, known in choices) and max(depths) == max(base.depths):
-            return replace(base, name=name, parent=base.name, depths=depths, expands=expands, kernels=kernels)
+    base = _whole_design(part["base"]) or own_design(part["base"]) if part else None
+    if part and base is not None:
+        cut = _part(base, name, part["depths"], part["expands"], part["kind"], part["last"])
+        if cut is not None:
+            return cut
     raise NotFoundError(
-        f"space must be one of {', '.join(DESIGNS)}, or a part of an ofa one such as ofa-mbv3-w1.0-d34-e6-k357, but got '{name}'"
+        f"space must be one of {', '.join(DESIGNS)}, a part of an ofa one such as ofa-mbv3-w1.0-d34-e6-k357, or a .json file, "
+        f"but got '{name}'"
     )
 
 
-def _whole_design(name: str) -> MobileDesign | None:
+def _part(base: Design, name: str, depths: str, expands: str, kind: str, last: str) -> Design | None:
+    """The design with only some depths, expand ratios and kernels ("k") or widths ("w"); None where it has no such part."""
+    kept_depths, kept_expands = _among(depths, base.depths), _among(expands, base.expands)
+    if not kept_depths or not kept_expands or kept_depths[-1] != base.depths[-1]:
+        return None
+    if isinstance(base, ResNetDesign):
+        widths = _among(last, tuple(range(len(base.widths)))) if kind == "w" else ()
+        return replace(base, name=name, parent=base.name, depths=kept_depths, expands=kept_expands, open_widths=widths) if widths else None
+    kernels = _among(last, base.kernels) if kind == "k" and not base.coupled and base.elastic_kernel else ()
+    return replace(base, name=name, parent=base.name, depths=kept_depths, expands=kept_expands, kernels=kernels) if kernels else None
+
+
+def _letters(choices: tuple[float, ...]) -> tuple[str, ...]:
+    """One character for each choice, as arch ids have them."""
+    return tuple("abcdefghijklmnopqrstuvwxyz"[i] if spelled(choices) else str(choice) for i, choice in enumerate(choices))
+
+
+def _among(letters: str, choices: tuple[N, ...]) -> tuple[N, ...]:
+    """The choices that the letters spell, which must stand in order; none where they spell something else."""
+    known = _letters(choices)
+    kept = tuple(choice for choice, letter in zip(choices, known, strict=True) if letter in letters)
+    return kept if "".join(letter for letter in known if letter in letters) == letters else ()
+
+
+def _whole_design(name: str) -> Design | None:
     """A published design, or one for 32x32 images in the width that the name says."""
     if name in DESIGNS:
         return DESIGNS[name]
     wide = _WIDE.fullmatch(name)
     if wide is None or not WIDTHS[0] <= float(wide["width"]) <= WIDTHS[1]:
         return None
-    if wide["kind"] == "compofa":
-        return _compound(find_design(name.removeprefix("comp")), name, elastic_kernel=False)
-    return (_cifar if wide["images"] == "cifar" else _deps)(name, float(wide["width"]))
+    make = _IN_ANY_WIDTH[wide["family"].removeprefix("comp")]
+    if not wide["family"].startswith("comp"):
+        return make(name, float(wide["width"]))
+    design = make(name.removeprefix("comp"), float(wide["width"]))
+    return _compound(design, name, elastic_kernel=False) if isinstance(design, MobileDesign) else None
 
 
-def part_name(base: str, depths: tuple[int, ...], expands: tuple[int, ...], kernels: tuple[int, ...]) -> str:
-    """The name of the part of an elastic design with these values; of the design itself when they are all of its."""
+def part_name(base: str, depths: tuple[int, ...], expands: tuple[float, ...], last: tuple[int, ...]) -> str:
+    """The name of the part of an elastic design with these values; of the design itself when they are all of its.
+
+    `last` are kernels, or indices of widths in a ResNet space.
+    """
     design = find_design(base)
-    if (depths, expands, kernels) == (design.depths, design.expands, design.kernels):
+    resnet = isinstance(design, ResNetDesign)
+    all_last = tuple(range(len(design.widths))) if isinstance(design, ResNetDesign) else design.kernels
+    if (depths, expands, last) == (design.depths, design.expands, all_last):
         return base
-    return f"{base}-d{''.join(map(str, depths))}-e{''.join(map(str, expands))}-k{''.join(map(str, kernels))}"
+    texts = [
+        "".join(_letters(known)[known.index(value)] for value in kept)
+        for kept, known in ((depths, design.depths), (expands, design.expands), (last, all_last))
+    ]
+    return f"{base}-d{texts[0]}-e{texts[1]}-{'w' if resnet else 'k'}{texts[2]}"
 
 
 def get_space(name: str, *, classes: int | None = None) -> Space:
     """The space of a design or of a part of one, with another number of classes if asked.
 
-    Raises NotFoundError for an unknown name.
+    Raises NotFoundError for an unknown name; FormatError for a file that is no design.
     """
     design = find_design(name)
-    return mobile_space(design if classes is None else replace(design, classes=classes))
+    return (design if classes is None else replace(design, classes=classes)).build()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from ofasearch.errors import ArchError
-from ofasearch.space.core import Act, Blueprint, LayerSpec
+from ofasearch.space.core import Act, Blueprint, Kind, LayerSpec
 from ofasearch.supernet.weights import layer_key
 
 FILTER_COLUMNS = 3  # of depthwise filters, differentiated at once
@@ -96,7 +96,7 @@ class PointConv(nn.Conv2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution with "same" padding, then batch norm and activation where the layer has them."""
+    """Convolution with "same" padding, then batch norm, activation and the skip where the layer has them."""
 
     def __init__(
         self,
@@ -109,16 +109,19 @@ class ConvNorm(nn.Module):
         act: Act = "none",
         eps: float = 1e-5,
         norm: bool = True,
+        skip: bool = False,
     ):
         super().__init__()
         kind = DepthwiseConv if groups > 1 else PointConv if kernel == 1 else nn.Conv2d
         self.conv = kind(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(c_out, eps=eps) if norm else nn.Identity()
         self.act = ACTIVATIONS[act]()
+        self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, H) -> (B, c_out, H / stride, H / stride)."""
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        y: Tensor = self.act(self.bn(self.conv(x)))
+        return x + y if self.skip else y
 
 
 class SqueezeExcite(nn.Module):
@@ -153,6 +156,25 @@ class MBConv(nn.Module):
         return x + y if self.skip else y
 
 
+class Bottleneck(nn.Module):
+    """ResNet's block: reduce 1x1, convolve k x k, expand 1x1, and the shortcut, which is pooled and widened where it must be."""
+
+    def __init__(self, spec: LayerSpec):
+        super().__init__()
+        mid = spec.c_mid
+        self.conv1 = ConvNorm(spec.c_in, mid, act=spec.act, eps=spec.eps)
+        self.conv2 = ConvNorm(mid, mid, kernel=spec.kernel, stride=spec.stride, act=spec.act, eps=spec.eps)
+        self.conv3 = ConvNorm(mid, spec.c_out, eps=spec.eps)
+        self.pool = nn.AvgPool2d(spec.stride, ceil_mode=True) if spec.stride > 1 else nn.Identity()
+        self.down = nn.Identity() if spec.skip else ConvNorm(spec.c_in, spec.c_out, eps=spec.eps)
+        self.act = ACTIVATIONS[spec.act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, H) -> (B, c_out, H / stride, H / stride)."""
+        y: Tensor = self.conv3(self.conv2(self.conv1(x)))
+        return self.act(y + self.down(self.pool(x)))  # type: ignore[no-any-return]
+
+
 class Pool(nn.Module):
     """Global average pool."""
 
@@ -179,14 +201,20 @@ def build_layer(spec: LayerSpec) -> nn.Module:
     Raises ArchError for a kind without a module.
     """
     if spec.kind == "conv":
-        return ConvNorm(spec.c_in, spec.c_out, kernel=spec.kernel, stride=spec.stride, act=spec.act, eps=spec.eps, norm=spec.norm)
+        return ConvNorm(
+            spec.c_in, spec.c_out, kernel=spec.kernel, stride=spec.stride, act=spec.act, eps=spec.eps, norm=spec.norm, skip=spec.skip
+        )
     if spec.kind == "mbconv":
         return MBConv(spec)
+    if spec.kind == "bottleneck":
+        return Bottleneck(spec)
+    if spec.kind == "maxpool":
+        return nn.MaxPool2d(spec.kernel, spec.stride, spec.kernel // 2)
     if spec.kind == "pool":
         return Pool()
     if spec.kind == "linear":
         return Classifier(spec)
-    raise ArchError(f"layer kind must be conv, mbconv, pool or linear, but got '{spec.kind}'")
+    raise ArchError(f"layer kind must be one of {', '.join(get_args(Kind))}, but got '{spec.kind}'")
 
 
 class Network(nn.Module):
@@ -238,6 +266,8 @@ def zero_last_gammas(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, MBConv) and module.skip:
             nn.init.zeros_(module.project.bn.weight)  # type: ignore[arg-type]
+        elif isinstance(module, Bottleneck) and isinstance(module.down, nn.Identity):
+            nn.init.zeros_(module.conv3.bn.weight)  # type: ignore[arg-type]
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ofasearch.data import IMAGENET
 from ofasearch.errors import FormatError, MismatchError
-from ofasearch.space.families import DESIGNS, find_design, get_space, part_name
+from ofasearch.space.families import DESIGNS, MobileDesign, find_design, get_space, part_name
 from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, full_shapes, matrix_shapes, restrict
 
@@ -230,18 +230,19 @@ def _family(path: Path, arrays: Mapping[str, Array]) -> str:
     if arrays[marks[3]].ndim != 2:
         raise FormatError(f"{path} must have a matrix as classifier, but its shape is {_shape(arrays[marks[3]].shape)}")
     found = [arrays[key].shape[:1] for key in marks[:3]]
-    for name, design in DESIGNS.items():
-        if design.parent is None and found == [(design.stem,), (design.c_expand,), (design.c_feature,)]:
+    designs = {n: d for n, d in DESIGNS.items() if isinstance(d, MobileDesign) and d.parent is None and d.c_expand is not None}
+    for name, design in designs.items():
+        if found == [(design.stem,), (design.c_expand,), (design.c_feature,)]:
             return name
     widths = ", ".join(str(shape[0] if shape else "none") for shape in found)
-    known = ", ".join(f"{d.stem}, {d.c_expand}, {d.c_feature} ({name})" for name, d in DESIGNS.items() if d.parent is None)
+    known = ", ".join(f"{d.stem}, {d.c_expand}, {d.c_feature} ({name})" for name, d in designs.items())
     raise FormatError(f"{path} must have the stem, expansion and feature channels of one of {known}, but has {widths}")
 
 
 def _trained(path: Path, base: str, static: bool) -> tuple[str, str]:
     """The space of the trained subnets, and how that is known."""
     design = DESIGNS[base]
-    if static:
+    if static and isinstance(design, MobileDesign):
         name = part_name(base, design.depths[-1:], design.expands[-1:], design.kernels[-1:])
         return name, "the full network alone (static keys)"
     if "compofa" in path.name.lower():

@@ -2,8 +2,8 @@
 
 A supernet's arrays are named `<slot>.<part>`, e.g. `s3.b1.expand.conv.weight`, `s3.b1.depth.bn.running_var`. The
 parts of a layer: `conv`, `bn` (kind "conv"); `expand.*`, `depth.*`, `se.reduce`, `se.expand`, `project.*` (kind
-"mbconv"); `linear` (kind "linear"). Kernel transforms are `<slot>.depth.7to5` and `.5to3`, (25, 25) and (9, 9);
-where they are absent, smaller kernels are plain centre crops.
+"mbconv"); `conv1.*`, `conv2.*`, `conv3.*`, `down.*` (kind "bottleneck"); `linear` (kind "linear"). Kernel transforms are
+`<slot>.depth.7to5` and `.5to3`, (25, 25) and (9, 9); where they are absent, smaller kernels are plain centre crops.
 
 `slice_layer` only indexes, reshapes and multiplies, so the same code serves numpy arrays and torch tensors.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ def slice_layer(weights: Mapping[str, A], spec: LayerSpec) -> dict[str, A]:
     Raises MismatchError when the supernet has no such slot or fewer channels than the layer asks for.
     """
     get = _Slot(weights, spec.slot)
-    if spec.kind == "pool":
+    if spec.kind in ("pool", "maxpool"):
         return {}
     if spec.kind == "linear":
         return {"linear.weight": get("linear.weight", spec.c_out, spec.c_in), "linear.bias": get("linear.bias", spec.c_out)}
@@ -57,6 +57,11 @@ def slice_layer(weights: Mapping[str, A], spec: LayerSpec) -> dict[str, A]:
         cut = {"conv.weight": get("conv.weight", spec.c_out, spec.c_in)}
         return {**cut, **get.norm("bn", spec.c_out)} if spec.norm else cut
     parts: dict[str, A] = {}
+    if spec.kind == "bottleneck":
+        for name, c_in, c_out in bottleneck_convs(spec):
+            parts[f"{name}.conv.weight"] = get(f"{name}.conv.weight", c_out, c_in)
+            parts |= get.norm(f"{name}.bn", c_out)
+        return parts
     if spec.c_mid != spec.c_in:
         parts["expand.conv.weight"] = get("expand.conv.weight", spec.c_mid, spec.c_in)
         parts |= get.norm("expand.bn", spec.c_mid)
@@ -108,6 +113,12 @@ class _Slot:
         return self._weights[key]
 
 
+def bottleneck_convs(spec: LayerSpec) -> tuple[tuple[str, int, int], ...]:
+    """The convolutions of a bottleneck in order of computation: (name, input channels, output channels)."""
+    inner = (("conv1", spec.c_in, spec.c_mid), ("conv2", spec.c_mid, spec.c_mid), ("conv3", spec.c_mid, spec.c_out))
+    return inner if spec.skip else (*inner, ("down", spec.c_in, spec.c_out))
+
+
 def slice_network(weights: Mapping[str, A], blueprint: Blueprint) -> dict[str, A]:
     """The arrays of one network, keyed `<slot>.<part>`."""
     return {f"{spec.slot}.{name}": array for spec in blueprint for name, array in slice_layer(weights, spec).items()}
@@ -122,6 +133,8 @@ def norm_names(spec: LayerSpec) -> tuple[tuple[str, int], ...]:
     """The batch norms of a layer in order of computation: (name inside the layer, channels)."""
     if spec.kind == "conv":
         return (("bn", spec.c_out),) if spec.norm else ()
+    if spec.kind == "bottleneck":
+        return tuple((f"{name}.bn", c_out) for name, _, c_out in bottleneck_convs(spec))
     if spec.kind != "mbconv":
         return ()
     expand = (("expand.bn", spec.c_mid),) if spec.c_mid != spec.c_in else ()
@@ -141,6 +154,10 @@ def array_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
         return {"linear.weight": (spec.c_out, spec.c_in), "linear.bias": (spec.c_out,)}
     if spec.kind == "conv":
         return conv("", spec.c_in, spec.c_out, spec.kernel, norm=spec.norm)
+    if spec.kind == "bottleneck":
+        kernels = {"conv2": spec.kernel}
+        parts = (conv(f"{name}.", c_in, c_out, kernels.get(name, 1)) for name, c_in, c_out in bottleneck_convs(spec))
+        return {key: shape for part in parts for key, shape in part.items()}
     if spec.kind != "mbconv":
         return {}
     shapes = conv("expand.", spec.c_in, spec.c_mid) if spec.c_mid != spec.c_in else {}
@@ -217,26 +234,45 @@ def sort_channels(arrays: Mapping[str, Array], space: Space, *, kept: float | No
     """
     found = dict(arrays)
     for spec in space.blueprint(space.largest()):
-        if spec.kind != "mbconv" or spec.c_mid == spec.c_in:
-            continue  # the first block has no channels of its own to sort
-        part = {name: f"{spec.slot}.{name}" for name in array_shapes(spec)}
-        boundary = make_divisible(round(spec.c_in * kept)) if kept is not None else 0
-        order = _descending(np.abs(arrays[part["project.conv.weight"]]).sum(axis=(0, 2, 3)), boundary)
-        for name in ("expand.conv.weight", "depth.conv.weight", "se.expand.weight", "se.expand.bias"):
-            if name in part:
-                found[part[name]] = arrays[part[name]][order]
-        for name in (f"{norm}.{value}" for norm in ("expand.bn", "depth.bn") for value in BN_PARTS):
-            found[part[name]] = arrays[part[name]][order]
-        for name in ("project.conv.weight", "se.reduce.weight"):
-            if name in part:
-                found[part[name]] = arrays[part[name]][:, order]
-        if spec.c_se:
-            hidden = make_divisible(boundary // 4) if boundary else 0
-            inner = _descending(np.abs(found[part["se.expand.weight"]]).sum(axis=(0, 2, 3)), hidden)
-            found[part["se.expand.weight"]] = found[part["se.expand.weight"]][:, inner]
-            found[part["se.reduce.weight"]] = found[part["se.reduce.weight"]][inner]
-            found[part["se.reduce.bias"]] = arrays[part["se.reduce.bias"]][inner]
-    return {key: np.ascontiguousarray(array) for key, array in found.items()}
+        slot = {name: found[f"{spec.slot}.{name}"] for name in array_shapes(spec)}
+        if spec.kind == "mbconv" and spec.c_mid != spec.c_in:  # the first block has no channels of its own to sort
+            slot = _sorted_mbconv(slot, spec, kept)
+        elif spec.kind == "bottleneck":
+            slot = _sorted_bottleneck(slot, make_divisible(round(spec.c_out * kept)) if kept is not None else 0)
+        found |= {f"{spec.slot}.{name}": np.ascontiguousarray(array) for name, array in slot.items()}
+    return found
+
+
+def _sorted_mbconv(parts: Mapping[str, Array], spec: LayerSpec, kept: float | None) -> dict[str, Array]:
+    boundary = make_divisible(round(spec.c_in * kept)) if kept is not None else 0
+    order = _descending(np.abs(parts["project.conv.weight"]).sum(axis=(0, 2, 3)), boundary)
+    norms = [f"{norm}.{value}" for norm in ("expand.bn", "depth.bn") for value in BN_PARTS]
+    rows = ("expand.conv.weight", "depth.conv.weight", "se.expand.weight", "se.expand.bias", *norms)
+    found = _permuted(parts, order, rows=rows, columns=("project.conv.weight", "se.reduce.weight"))
+    if not spec.c_se:
+        return found
+    hidden = make_divisible(boundary // 4) if boundary else 0
+    inner = _descending(np.abs(found["se.expand.weight"]).sum(axis=(0, 2, 3)), hidden)
+    return _permuted(found, inner, rows=("se.reduce.weight", "se.reduce.bias"), columns=("se.expand.weight",))
+
+
+def _sorted_bottleneck(parts: Mapping[str, Array], boundary: int) -> dict[str, Array]:
+    """Between the second and the third convolution first, then between the first and the second, as it then is."""
+    found = dict(parts)
+    for before, after in (("conv2", "conv3"), ("conv1", "conv2")):
+        order = _descending(np.abs(found[f"{after}.conv.weight"]).sum(axis=(0, 2, 3)), boundary)
+        rows = (f"{before}.conv.weight", *(f"{before}.bn.{value}" for value in BN_PARTS))
+        found = _permuted(found, order, rows=rows, columns=(f"{after}.conv.weight",))
+    return found
+
+
+def _permuted(parts: Mapping[str, Array], order: npt.NDArray[np.int64], *, rows: Iterable[str], columns: Iterable[str]) -> dict[str, Array]:
+    """The arrays of a layer with output channels (`rows`) and input channels (`columns`) in another order, where they are there."""
+    return {
+        **parts,
+        **{name: parts[name][order] for name in rows if name in parts},
+        **{name: parts[name][:, order] for name in columns if name in parts},
+    }
 
 
 def _descending(importance: Array, boundary: int) -> npt.NDArray[np.int64]:

@@ -4,7 +4,8 @@ A run has one or more *phases*, each with its share of the epochs, its learning 
 open in it. Within a phase the strategy plans every step: which networks run, what they learn from, how their gradients
 are weighed; the gradients of a step are summed.
 
-A *dimension* is what a gene decides, named as in the published settings: kernel "ks", depth "d", expand ratio "e".
+A *dimension* is what a gene decides, named as in the published settings: kernel "ks", depth "d", expand ratio "e",
+width of a stage "w".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ofasearch.space.core import Codes, Space
 Target = Literal["labels", "full", "teacher", "focal"]
 Period = Literal["step", "epoch"]
 Row = tuple[int, ...]
-ALL = MappingProxyType({"ks": 99, "d": 99, "e": 99})  # every choice of every dimension
+ALL = MappingProxyType({"ks": 99, "d": 99, "e": 99, "w": 99})  # every choice of every dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Phase:
     subnets: int = 1
     teaches: bool = False
     sorts: bool = False
-    kept: int | None = None
+    kept: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +185,9 @@ class OFA(_Stepwise):
     After the first phase its network is frozen and teaches: every subnet learns from the labels and, with weight
     `distillation`, from the teacher's soft labels at temperature 1. Uniform subnets without a sandwich rule, as many a
     step as `*_subnets` say. Channels are sorted before every phase that opens narrower widths. Dimensions that a space
-    does not have get no phase; where depth decides the width, as in CompOFA's space, sorting comes before depth.
+    does not have get no phase; where depth decides the width, as in CompOFA's space, sorting comes before depth. In a ResNet
+    space the channels of stages come last, unsorted: shortcuts tie them to one another. How its authors trained ResNet50 was
+    not published.
 
     Reference: once-for-all, section 3.3, 4.1 and Appendix B (rates 2.6, 0.96, then 0.08 and 0.24 at batch 2048; warm-up
     of 5 epochs in the phases of 125). The published code warms up from the rate of one GPU instead of 0.
@@ -208,7 +211,8 @@ class OFA(_Stepwise):
                 name="kernel", epochs=125, lr=0.96 / 2.6, warmup=5, choices=MappingProxyType(dict(open_now)), subnets=self.kernel_subnets
             )
             found.append(phase)
-        for dimension, name, subnets in (("d", "depth", self.depth_subnets), ("e", "width", self.width_subnets)):
+        dimensions_ = (("d", "depth", self.depth_subnets), ("e", "width", self.width_subnets), ("w", "channels", self.width_subnets))
+        for dimension, name, subnets in dimensions_:
             narrows = dimension == "e" or ("e" not in known and len(space.expands) > 1)
             for n in range(2, known.get(dimension, 1) + 1):
                 open_now[dimension] = n

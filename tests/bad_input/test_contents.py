@@ -186,7 +186,7 @@ LAYERS = {
     "no stride": {"stride": 0},
     "an even kernel": {"kernel": 4},
     "a sum of unequals": {"skip": True},
-    "another kind": {"kind": "bottleneck"},
+    "another kind": {"kind": "attention"},
     "another activation": {"act": "__class__"},
     "no epsilon": {"eps": float("nan")},
     "a name that leads elsewhere": {"slot": "../canary"},

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from ofasearch.errors import ArchError, NotFoundError
 from ofasearch.space.containment import containing, equal_filters, recoded
 from ofasearch.space.core import Gate, Gene, LayerSpec, Settings, Slot, Space
 from ofasearch.space.costs import activation_bytes, macs, params
-from ofasearch.space.families import DESIGNS, get_space
+from ofasearch.space.families import DESIGNS, get_space, make_divisible
 
 PRICES = [(macs, "sum", sum), (params, "sum", sum), (activation_bytes, "max", max)]
+OWN = Path(__file__).parents[2] / "examples" / "spaces"
+MBV3, BLOCK = 7371**5, 9  # of a block: three kernels, three ratios
+RESNET50 = 2 * 3**2 * (3 * (3**2 + 3**3 + 3**4)) ** 3 * (3 * (3**4 + 3**5 + 3**6))
 SIZES = {
     "ofa-mbv3-w1.0": 7371**5,
     "ofa-mbv3-w1.2": 7371**5,
@@ -22,6 +26,16 @@ SIZES = {
     "compofa-mbv3-elastic-w1.0": 117**5,
     "compofa-mbv3-elastic-w1.2": 117**5,
     "compofa-mbv3-cifar": 243,
+    "ofa-proxyless-w1.3": MBV3 * BLOCK,  # with the one block of the last stage
+    "ofa-proxyless-cifar": MBV3 * BLOCK,
+    "compofa-proxyless-w1.3": 243 * 3,
+    "compofa-proxyless-cifar": 243 * 3,
+    "ofa-resnet50": RESNET50,
+    "ofa-resnet50-cifar": RESNET50,
+    "ofa-resnet50-d02-eac-w12": 2 * 2**2 * (2 * (2**2 + 2**4)) ** 3 * (2 * (2**4 + 2**6)),
+    "compofa-proxyless-32-w0.25": 243 * 3,
+    "camera.json": (6 + 6**2 + 6**3) ** 2 * (9 + 9**2 + 9**3) * 4,
+    "small-resnet.json": 2 * 2**2 * (2 * (2 + 2**2)) ** 2 * (2 * (2**2 + 2**3)),
     "ofa-mbv3-cifar-d24-e36-k357": (6**2 + 6**4) ** 5,
     "tiny": (4 + 4**2) ** 2,  # two stages of one or two blocks, each with two kernels and two ratios
 }
@@ -29,8 +43,8 @@ LISTED = [name for name in SIZES if SIZES[name] < 1000]
 
 
 def find_space(request, name):
-    """A published space, or the tiny one that all tests share."""
-    return request.getfixturevalue("tiny_space") if name == "tiny" else get_space(name)
+    """A published space, the tiny one that all tests share, or one of the examples of users' own."""
+    return request.getfixturevalue("tiny_space") if name == "tiny" else get_space(str(OWN / name) if name.endswith(".json") else name)
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -130,10 +144,19 @@ def test_settings_say_what_the_layers_are(space, rng):
     codes = space.sample(20, rng)
     settings = space.settings(codes)
     for n, row in enumerate(codes):
-        blocks = [layer for layer in space.blueprint(row) if layer.kind == "mbconv"][1:]  # the first is no choice
+        blocks = [layer for layer in space.blueprint(row) if layer.kind in ("mbconv", "bottleneck") and layer.slot != "s0.b1"]
         assert [b.kernel for b in blocks] == [k for k in settings.ks[n] if k]
-        assert settings.d[n].sum() == len(blocks)
+        of = [b.c_out if b.kind == "bottleneck" else b.c_in for b in blocks]
+        ratios = settings.e[n][settings.e[n] > 0]
+        assert [b.c_mid for b in blocks] == [make_divisible(round(c * ratio)) for c, ratio in zip(of, ratios, strict=True)]
+        assert (settings.e[n] > 0).sum() == len(blocks)
+        assert len(blocks) - always(space) == (settings.d[n][1:] if space.widths else settings.d[n]).sum()
         assert space.blueprint(row)[0].hw_in == settings.r[n]
+
+
+def always(space):
+    """Blocks that no network lacks and that depths do not count, as a ResNet has."""
+    return sum(gene.gate.at_least == 1 for gene in space.genes if gene.reads[0] == "e") if space.widths else 0
 
 
 def test_layers_of_a_network_fit_together(space, rng):
@@ -157,8 +180,9 @@ def test_every_published_space_is_under_contract():
     assert SIZES.keys() >= {*DESIGNS, "tiny"}
 
 
-def test_size_is_exact(space):
-    assert space.size == SIZES[space.name]
+def test_size_is_exact(request, space):
+    name = next(name for name in SIZES if space.name == find_space(request, name).name)
+    assert space.size == SIZES[name]
 
 
 def test_the_largest_contains_all_and_the_smallest_only_itself(space, rng):
