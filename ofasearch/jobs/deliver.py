@@ -21,6 +21,7 @@ from ofasearch.evaluate.members import Members
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.records import parse_json, write_atomic, write_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Arch, Blueprint, Codes, LayerSpec, Space
+from ofasearch.space.own import named_space, space_card
 from ofasearch.space.static import net_config, run_config
 from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, layer_key, slice_network
@@ -118,7 +119,7 @@ def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
         "format": FORMAT,
         "arch_id": subnet.arch.id,
         "arch": json.dumps(subnet.settings),
-        "space": subnet.arch.space,
+        **{key: value if key == "space" else json.dumps(value) for key, value in space_card(subnet.arch.space).items()},
         "classes": json.dumps(list(subnet.class_names) or subnet.classes),
         "preprocessing": json.dumps({**subnet.preprocessing.to_json(), "size": subnet.blueprint[0].hw_in}),
         "supernet": subnet.supernet,
@@ -173,7 +174,7 @@ def save_subnet(path: Path, subnet: Subnet, facts: Mapping[str, Any]) -> None:
     record = {
         "format": FORMAT,
         "arch_id": subnet.arch.id,
-        "space": subnet.arch.space,
+        **space_card(subnet.arch.space),
         "settings": dict(subnet.settings),
         "blueprint": [asdict(spec) for spec in subnet.blueprint],
         "preprocessing": subnet.preprocessing.to_json(),
@@ -202,7 +203,7 @@ def load_subnet(path: Path) -> tuple[Subnet, dict[str, Any]]:
         arrays = {str(k): t.detach().numpy() for k, t in record["state_dict"].items()}
         check_values(path, arrays)
         subnet = Subnet(
-            arch=Arch(_word(record["arch_id"]), _word(record["space"]), ()),
+            arch=Arch(_word(record["arch_id"]), _word(named_space(record)), ()),
             blueprint=tuple(LayerSpec(**spec) for spec in record["blueprint"]),
             arrays=arrays,
             preprocessing=Preprocessing.from_json(record["preprocessing"]),

@@ -29,6 +29,7 @@ from ofasearch.latency.table import LatencyTable, TableKey
 from ofasearch.records import parse_json, read_json, write_atomic
 from ofasearch.space.core import Blueprint, Space
 from ofasearch.space.families import get_space
+from ofasearch.space.own import named_space, space_card
 from ofasearch.supernet.weights import layer_key
 
 SCRIPT = "measure.py"
@@ -94,7 +95,7 @@ def write_kit(space: Space, folder: Path, *, batch: int = 1, threads: int = 1) -
         yield KitProgress(done=len(entries), total=len(networks))
     manifest = {
         "format": KIT_FORMAT,
-        "space": space.name,
+        **space_card(space.name),
         "classes": space.classes,
         "resolutions": list(space.resolutions),
         "batch": batch,
@@ -185,7 +186,7 @@ def _read_manifest(path: Path) -> tuple[Space, Plan, int]:
             raise FormatError(f"{path} must be of format {KIT_FORMAT}, but is {str(record['format'])[:80]}")
         if not 1 <= len(record["networks"]) <= NETWORKS_LIMIT:
             raise ValueError(f"it must list 1 to {NETWORKS_LIMIT} networks")
-        space = get_space(str(record["space"]), classes=_whole(record["classes"], 10**6))
+        space = get_space(named_space(record), classes=_whole(record["classes"], 10**6))
         space = space.with_resolutions([_whole(size, 10**4) for size in record["resolutions"]])
         known = {spec.shape: spec for spec in space.layers()}
         parts: dict[str, dict[str, Blueprint]] = {role: {} for role in (*ROLES, "reference")}

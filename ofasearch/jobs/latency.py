@@ -19,6 +19,7 @@ from ofasearch.latency.memory import Measured, network_name
 from ofasearch.latency.probes import Probe, choose_probes, filled_rows, lawful_rows, refined_rows, shared_rows, uncovered
 from ofasearch.latency.table import Correction, LatencyTable, TableKey, describe, load_table
 from ofasearch.space.core import Blueprint, Codes, Space, Values
+from ofasearch.space.own import named_space, space_card
 
 PROBED_RESOLUTIONS = 3  # of a space with more, the layers of the others are interpolated (benchmarks/latency/probes.py: 5 gain nothing)
 PROBED_TIMES = 1  # how often every layer is held by some probe; small spaces can afford SMALL_TIMES
@@ -114,7 +115,7 @@ def table_of(
     if len(checks) > 1:
         facts["validation"] = agreement([table.latency_ms(net.blueprint) for net in checks], [net.ms for net in checks])
     facts |= {
-        "space": space.name,
+        **space_card(space.name),
         "classes": space.classes,
         "resolutions": list(space.resolutions),
         "probed_resolutions": sorted({probe.blueprint[0].hw_in for probe in probes}),
@@ -425,6 +426,7 @@ def space_of_table(table: LatencyTable, space: Space | None) -> Space:
     name, resolutions, classes = (table.card.get(key) for key in ("space", "resolutions", "classes"))
     if not isinstance(name, str):
         raise UsageError(f"table {table.name} does not say for which space it was built; add --space")
+    name = named_space(table.card)
     found = get_space(name, classes=classes) if type(classes) is int and 1 <= classes <= CLASSES_LIMIT else get_space(name)
     sizes = isinstance(resolutions, list) and all(type(size) is int for size in resolutions)
     return found.with_resolutions(resolutions) if sizes else found  # type: ignore[arg-type]

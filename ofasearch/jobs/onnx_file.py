@@ -22,6 +22,7 @@ from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.records import parse_json, read_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Blueprint
 from ofasearch.space.costs import costs
+from ofasearch.space.own import named_space
 from ofasearch.supernet.weights import Array
 
 BATCH = 100  # images, where the file leaves it free
@@ -109,7 +110,11 @@ def network_in(path: Path, model: OnnxModel) -> Network | None:
     said, size = model.metadata, model.inputs[0].shape[-1]
     if said.get("format") != FORMAT or model.classes is None or not isinstance(size, int) or not 8 <= size <= RESOLUTION_LIMIT:
         return None
-    claimed = claimed_network(said.get("arch_id", ""), said.get("space", ""), model.classes, size)
+    try:
+        space = named_space({"space": said.get("space", ""), "design": parse_json(said.get("design", "null"))})
+    except ValueError:  # a FormatError is one
+        return None
+    claimed = claimed_network(said.get("arch_id", ""), space, model.classes, size)
     return claimed if claimed is not None and same_graph(path, claimed.blueprint) else None
 
 

@@ -373,9 +373,11 @@ def _space(question: Question, supernet: zoo.TrainedSupernet | None) -> Space:
     if supernet is None:
         return get_space(str(question.space))
     trained = supernet.weights.space
-    if question.space is None or question.space == trained.name:
+    if question.space is None:
         return trained
     space = get_space(question.space, classes=trained.classes).with_resolutions(trained.resolutions)
+    if space.name == trained.name:
+        return trained
     if space.parent != trained.name:
         raise MismatchError(f"supernet {supernet.name} must hold all networks of {space.name}, but was trained on {trained.name} only")
     return space

@@ -21,6 +21,7 @@ from ofasearch.jobs.train_setup import Prepared, TrainRequest, given_teacher, in
 from ofasearch.ranks import Ranks, join
 from ofasearch.records import provenance
 from ofasearch.space.core import Codes, Space
+from ofasearch.space.own import space_card
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import Weights, save_weights
 from ofasearch.train.loop import StepReport, Trainer
@@ -235,7 +236,11 @@ class _Opened:
 
 def _open(folder: RunFolder, request: TrainRequest, trainer: Trainer) -> _Opened:
     """Start or continue the run folder; on the first process only."""
-    card = {"space": request.space, "data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
+    card = (
+        space_card(trainer.supernet.space.name)
+        | {"data": request.data, "strategy": request.strategy, "options": request.options}
+        | asdict(request.config)
+    )
     card |= {"init": str(request.init)} if request.init else {}
     card |= {"teacher": request.teacher} if request.teacher else {}
     card |= {"resolutions": list(request.resolutions)} if request.resolutions else {}

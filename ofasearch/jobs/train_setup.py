@@ -21,6 +21,7 @@ from ofasearch.jobs.run_folder import NEWEST, RUN, WEIGHTS, newest_checkpoint
 from ofasearch.records import read_json
 from ofasearch.space.core import Space
 from ofasearch.space.families import get_space
+from ofasearch.space.own import named_space
 from ofasearch.supernet.elastic import zero_last_gammas
 from ofasearch.supernet.supernet import Supernet
 from ofasearch.supernet.weights import Weights, digest, load_weights, transfer
@@ -242,7 +243,7 @@ def _load_start(supernet: Supernet, path: Path) -> dict[str, Any]:
         try:
             arrays = {str(key): np.asarray(tensor.numpy(), dtype=np.float32) for key, tensor in state["weights"].items()}
             run = {key: value for key, value in dict(read_json(path / RUN)).items() if key not in ("data", "init")}  # no paths
-            source = get_space(str(run["space"]), classes=supernet.space.classes)
+            source = get_space(named_space(run), classes=supernet.space.classes)
             supernet.load_arrays(transfer(arrays, source, supernet.space))
             return {"digest": digest(arrays), "step": int(state["step"]), "run": run}
         except MismatchError as error:

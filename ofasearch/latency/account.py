@@ -137,7 +137,7 @@ def named(blueprint: Blueprint) -> Blueprint:
     """The same layers with the names that a design space would give them, unless every layer has one of its own.
 
     "stem" is what comes before the first block, "head.*" what comes after the last. A block goes on with its stage when it keeps
-    size and channels, else it begins the next; the first block is "s0.b1", or "s1.b1" in a ResNet.
+    size and channels, else it begins the next; the first block is "s0.b1". In a ResNet it is "s1.b1", and the stem has parts.
     """
     slots = [spec.slot for spec in blueprint]
     if all(slots) and len(set(slots)) == len(slots):
@@ -148,9 +148,9 @@ def named(blueprint: Blueprint) -> Blueprint:
     stage = 0 if blocks and blueprint[first].kind == "bottleneck" else -1
     for index, spec in enumerate(blueprint):
         if index < first or index > last:
-            names.append("stem" if index < first else f"head.{_HEAD.get(spec.kind) or _conv_name(blueprint, index)}")
+            names.append(_stem_name(blueprint, index) if index < first else f"head.{_HEAD.get(spec.kind) or _conv_name(blueprint, index)}")
         else:
-            goes_on = stage > 0 and spec.stride == 1 and spec.c_in == spec.c_out
+            goes_on = stage > 0 and (spec.skip if spec.kind == "bottleneck" else spec.stride == 1 and spec.c_in == spec.c_out)
             stage, block = (stage, block + 1) if goes_on else (stage + 1, 1)
             names.append(f"s{stage}.b{block}")
     return tuple(replace(spec, slot=name) for spec, name in zip(blueprint, _distinct(names), strict=True))
@@ -163,9 +163,18 @@ def _is_block(spec: LayerSpec) -> bool:
     return spec.kind in ("mbconv", "bottleneck")
 
 
+def _stem_name(blueprint: Blueprint, index: int) -> str:
+    """A layer before the blocks; a ResNet has three convolutions there, of which the one with a shortcut may be absent."""
+    spec = blueprint[index]
+    if not any(other.kind == "bottleneck" for other in blueprint):
+        return "stem"
+    part = "pool" if spec.kind == "maxpool" else "second" if spec.skip else "first" if index == 0 else "third"
+    return f"stem.{part}"
+
+
 def _conv_name(blueprint: Blueprint, index: int) -> str:
-    """A convolution of the head, before or after the pool."""
-    return "feature" if any(spec.kind == "pool" for spec in blueprint[:index]) else "expand"
+    """A convolution of the head: that of the features is the last, before or after the pool."""
+    return "expand" if any(spec.kind == "conv" for spec in blueprint[index + 1 :]) else "feature"
 
 
 def _distinct(names: Sequence[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ofasearch.predictor.foreign import FOREIGN_SUFFIXES, load_foreign
 from ofasearch.predictor.model import ACTIVATIONS, Certainty, Cloud, Predictor
 from ofasearch.predictor.valid import checked
 from ofasearch.records import write_atomic
+from ofasearch.space.own import named_space, space_card
 from ofasearch.supernet.weights import read_safetensors
 
 FORMAT = "ofasearch-predictor-2"
@@ -36,7 +37,7 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
         "format": FORMAT,
         "encoder": [[part.field, part.columns, list(part.choices)] for part in predictor.encoder.parts],
         "offset": predictor.offset,
-        "space": predictor.space,
+        **space_card(predictor.space),
         "supernet_digest": predictor.supernet_digest,
         "activation": predictor.activation,
         "certainty": {"floor": certainty.floor, "multiples": list(certainty.multiples.items())} if certainty is not None else None,
@@ -74,7 +75,7 @@ def load_predictor(path: Path) -> Predictor:
         cloud = Cloud(arrays["cloud"], float(card["cloud_limit"])) if "cloud" in arrays else None
         _ = {name: float(value) for name, value in dict(card["card"].get("held_out") or {}).items()}  # told to users as numbers
         told = dict(card["card"])
-        space, offset = str(card["space"]), float(card["offset"])
+        space, offset = named_space(card), float(card["offset"])
         predictor = Predictor(encoder, weights, biases, offset, space, digest, activation.pop(), certainty, cloud, told)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"{path} must be a predictor of ofasearch, but its card or arrays are incomplete: {error}") from error

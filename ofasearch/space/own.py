@@ -58,15 +58,20 @@ def remember(record: Any) -> Design:
     return _KNOWN.setdefault(design.name, design)
 
 
-def own_record(name: str) -> dict[str, Any] | None:
-    """The record of a user's design, or of the one that it is a part of, for files that must be readable elsewhere.
+def space_card(name: str) -> dict[str, Any]:
+    """What the card of a file says of its space: the name, and the design of a user's own (or that it is a part of)."""
+    own = [design for known, design in _KNOWN.items() if name == known or name.startswith(f"{known}-d")]
+    return {"space": name} | ({"design": design_record(own[0])} if own else {})
 
-    None for published designs, whose names say all.
+
+def named_space(card: Mapping[str, Any]) -> str:
+    """The name that such a card says; a design with it is known from now on.
+
+    Raises KeyError without a name, FormatError for a record that is no design.
     """
-    for known, design in _KNOWN.items():
-        if name == known or name.startswith(f"{known}-d"):
-            return design_record(design)
-    return None
+    if card.get("design") is not None:
+        remember(card["design"])
+    return str(card["space"])
 
 
 def design_record(design: Design) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ofasearch.errors import FormatError, MismatchError, NotFoundError
 from ofasearch.records import parse_json, write_atomic
 from ofasearch.space.core import Blueprint, LayerSpec, Space
 from ofasearch.space.families import get_space, make_divisible
+from ofasearch.space.own import named_space, space_card
 
 A = TypeVar("A")
 Array = npt.NDArray[np.float32]
@@ -326,7 +327,7 @@ def save_weights(path: Path, weights: Weights) -> None:
     """Write one safetensors file, atomically."""
     card = {
         "format": FORMAT,
-        "space": weights.space.name,
+        **space_card(weights.space.name),
         "classes": weights.space.classes,
         "resolutions": list(weights.space.resolutions),
         "preprocessing": weights.preprocessing.to_json(),
@@ -364,7 +365,7 @@ def load_weights(path: Path) -> Weights:
     """
     arrays, card = read_safetensors(path, FORMAT)
     try:
-        space = get_space(card["space"], classes=int(card["classes"])).with_resolutions([int(r) for r in card["resolutions"]])
+        space = get_space(named_space(card), classes=int(card["classes"])).with_resolutions([int(r) for r in card["resolutions"]])
         names = tuple(str(c) for c in card["class_names"])
         preprocessing, training = Preprocessing.from_json(card["preprocessing"]), dict(card["training"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -255,7 +255,7 @@ def test_features_by_codes_equal_those_by_settings(known, name):
 def test_a_space_with_values_that_the_predictor_does_not_know_is_refused(known):
     with pytest.raises(MismatchError, match="resolution must be one of 224 for this predictor, but the space has 160; narrow it"):
         known.predictor.on(get_space(SPACE).with_resolutions([160, 224]))
-    with pytest.raises(MismatchError, match="must read kernels, expand ratios and resolution, but this reads w"):
+    with pytest.raises(MismatchError, match="must read what its networks have, but this reads w"):
         replace(known.predictor, encoder=Encoder((Part("w", 6, (0, 1, 2)),))).on(get_space(SPACE))
 
 

@@ -338,7 +338,7 @@ def test_dimensions_that_a_space_does_not_have_get_no_phase_and_no_sorting(name,
 
 def test_compofa_has_the_phases_of_the_paper():
     fixed, elastic = (CompOFA().phases(get_space(f"compofa-mbv3-{name}")) for name in ("w1.0", "elastic-w1.0"))
-    every = {"ks": 99, "d": 99, "e": 99}
+    every = {"ks": 99, "d": 99, "e": 99, "w": 99}
     last = [("compound 1", 25, 0, 4, every), ("compound 2", 125, 5, 4, every)]
     assert facts(fixed) == [("teacher", 180, None, 1, {}), *last]
     assert facts(elastic) == [("teacher", 180, None, 1, {}), ("kernel", 125, 5, 1, {"ks": 3}), *last]
