@@ -249,8 +249,9 @@ def test_weights_of_a_part_serve_the_whole_and_back(space, supernet):
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_every_strategy_trains_every_family(space, name):
-    strategy = STRATEGIES[name]()
+@pytest.mark.parametrize("family", ["small-compound-proxyless", "small-resnet50", "camera.json"])  # MobileNetV3: tests/train
+def test_every_strategy_trains_every_family(family, name):
+    space, strategy = SPACES[family], STRATEGIES[name]()
     config = TrainConfig(**{"epochs": 15, "batch_size": 6, "warmup_epochs": 0, "crop_padding": 0, "lr": 0.01} | dict(strategy.recipe))
     source = MemorySource(noise(12, 5), crop_padding=0, flip=False, device=torch.device("cpu"))
     trainer = Trainer(Supernet(space.with_resolutions([16])), strategy, config, source, PREPROCESSING)
