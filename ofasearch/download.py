@@ -36,11 +36,16 @@ class Official:
 
 _HUB = "https://huggingface.co/han-cai/ofa/resolve/main"
 _FILES = "https://raw.githubusercontent.com/han-cai/files/master/ofa/ofa_nets"
+_LARGE = "https://media.githubusercontent.com/media/han-cai/files/master/ofa/ofa_nets"  # what GitHub keeps outside its repositories
+_RESNET50 = "ofa_resnet50_d0-1-2_e0.2-0.25-0.35_w0.65-0.8-1.0"
 _COMPOFA = "https://raw.githubusercontent.com/gatech-sysml/CompOFA/master/ofa/checkpoints"
 
 
+_PAGE = "https://github.com/mit-han-lab/once-for-all"
+
+
 def _ofa(name: str, space: str) -> Official:
-    return Official(space, (f"{_HUB}/{name}", f"{_FILES}/{name}"), "https://github.com/mit-han-lab/once-for-all")
+    return Official(space, (f"{_HUB}/{name}", f"{_FILES}/{name}"), _PAGE)
 
 
 def _compofa(name: str, space: str) -> Official:
@@ -50,6 +55,8 @@ def _compofa(name: str, space: str) -> Official:
 OFFICIAL: dict[str, Official] = {
     "ofa_mbv3_d234_e346_k357_w1.0": _ofa("ofa_mbv3_d234_e346_k357_w1.0", "ofa-mbv3-w1.0"),
     "ofa_mbv3_d234_e346_k357_w1.2": _ofa("ofa_mbv3_d234_e346_k357_w1.2", "ofa-mbv3-w1.2"),
+    "ofa_proxyless_d234_e346_k357_w1.3": _ofa("ofa_proxyless_d234_e346_k357_w1.3", "ofa-proxyless-w1.3"),
+    "ofa_resnet50": Official("ofa-resnet50", (f"{_HUB}/ofa_supernet_resnet50", f"{_LARGE}/{_RESNET50}"), _PAGE),
     "model_best_compofa_simple.pth.tar": _compofa("model_best_compofa_simple.pth.tar", "compofa-mbv3-w1.0"),
     "model_best_compofa_simple_elastic.pth.tar": _compofa("model_best_compofa_simple_elastic.pth.tar", "compofa-mbv3-elastic-w1.0"),
 }

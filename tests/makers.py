@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ofasearch.space.families import get_space
-from ofasearch.supernet.importers import their_key
+from ofasearch.supernet.foreign_keys import Naming, family_of_space
 from ofasearch.supernet.weights import full_shapes, matrix_shapes
 
 # -- pickles as Python 2 writes them ---------------------------------------------------------------------------
@@ -143,14 +143,14 @@ def image_folder(folder, per_class, *, classes=("ape", "bee", "cat"), sizes=((40
 # -- checkpoints ------------------------------------------------------------------------------------------------
 
 
-def official_state(*, classes=3, width="1.0", matrices=False, seed=0):
-    """A random state dict with once-for-all's names, scaled so that activations stay finite."""
-    space = get_space(f"ofa-mbv3-w{width}", classes=classes)
+def official_state(name="ofa-mbv3-w1.0", *, classes=3, matrices=False, seed=0):
+    """A random state dict of a space with once-for-all's names, scaled so that activations stay finite."""
+    space, family = get_space(name, classes=classes), family_of_space(name)
     rng = np.random.default_rng(seed)
     state = {}
     for key, shape in (full_shapes(space) | (matrix_shapes(space) if matrices else {})).items():
         values = rng.standard_normal(shape, dtype=np.float32) * (2.0 / max(1, int(np.prod(shape[1:])))) ** 0.5
         if len(shape) == 1:
             values = 0.1 * rng.standard_normal(shape, dtype=np.float32) + key.endswith(("bn.weight", "running_var"))
-        state[their_key(key, old=False, static=False)] = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        state[family.their_key(key, Naming())] = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     return state

@@ -19,6 +19,7 @@ from ofasearch import download, zoo
 from ofasearch.cli.main import run
 from ofasearch.download import OFFICIAL, DownloadProgress, fetch, official_path
 from ofasearch.errors import FormatError, NotFoundError, WriteError
+from ofasearch.space.families import find_design
 
 NAME = "ofa_mbv3_d234_e346_k357_w1.0"
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -266,17 +267,22 @@ def test_two_processes_fetch_one_file_once(server, tmp_path):
 
 
 @pytest.fixture
-def published(server, tmp_path):
-    """The server has checkpoints with few classes and random weights under the published names."""
-    for name, official in OFFICIAL.items():
-        if "compofa" in official.space:
-            torch.save({"state_dict": official_state()}, tmp_path / "x.pth")
-            server.files[name] = (tmp_path / "x.pth").read_bytes()
-    return server
+def published(server, tmp_path, monkeypatch):
+    """Puts a checkpoint with few classes and random weights on the server, under one of the published names."""
+
+    def put(name):
+        if OFFICIAL[name].space == "ofa-resnet50":  # 200 MB
+            monkeypatch.setitem(OFFICIAL, name, replace(OFFICIAL[name], space="ofa-resnet50-cifar"))
+        torch.save({"state_dict": official_state(find_design(OFFICIAL[name].space).parent or OFFICIAL[name].space)}, tmp_path / "x.pth")
+        server.files[name] = (tmp_path / "x.pth").read_bytes()
+        return server
+
+    return put
 
 
-@pytest.mark.parametrize("name", ["model_best_compofa_simple.pth.tar", "model_best_compofa_simple_elastic.pth.tar"])
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if name != "ofa_mbv3_d234_e346_k357_w1.2"])
 def test_an_official_name_is_fetched_checked_and_shown(published, capsys, tmp_path, monkeypatch, name):
+    server = published(name)
     monkeypatch.chdir(tmp_path)
     assert run(["supernet", "check", name, "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
@@ -286,11 +292,16 @@ def test_an_official_name_is_fetched_checked_and_shown(published, capsys, tmp_pa
     assert run(["supernet", "list", "--json"]) == 0
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["official"]}
     assert {n for n, entry in listed.items() if entry["fetched"]} == {name}
-    assert len([path for path, _ in published.requests if path == f"/{name}"]) == 1
+    assert len([path for path, _ in server.requests if path == f"/{name}"]) == 1
+
+
+def test_every_family_has_an_official_name():
+    assert {"ofa-mbv3-w1.0", "ofa-mbv3-w1.2", "ofa-proxyless-w1.3", "ofa-resnet50"} <= {official.space for official in OFFICIAL.values()}
 
 
 def test_find_fetches_what_it_searches(published, capsys, tmp_path):
     name = "model_best_compofa_simple.pth.tar"
+    published(name)
     assert run(["find", "--supernet", name, "--flops", "300M", "--out", str(tmp_path / "run")]) == 1
     err = capsys.readouterr().err
     assert f"fetching {name} ..." in err

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ofasearch.records import provenance, write_json
 from ofasearch.space.core import Codes, Space
 from ofasearch.space.families import get_space
-from ofasearch.supernet.importers import our_key, their_key
+from ofasearch.supernet.foreign_keys import Naming, family_of_space
 from ofasearch.supernet.supernet import Supernet
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -101,10 +101,11 @@ def make_peer(name: str, layout: torch.memory_format, space: Space, x: Tensor, w
     networks = importlib.import_module("ofa.imagenet_classification.elastic_nn.networks")
     dynamic = importlib.import_module("ofa.imagenet_classification.elastic_nn.modules.dynamic_op")
     dynamic.DynamicSeparableConv2d.KERNEL_TRANSFORM_MODE = 1
+    family = family_of_space(space.name)
     net = networks.OFAMobileNetV3(
         n_classes=space.classes, dropout_rate=0, width_mult=1.0, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4]
     )
-    net.load_state_dict({their_key(key, old=False, static=False): tensor.detach().clone() for key, tensor in weights.items()})
+    net.load_state_dict({family.their_key(key, Naming()): tensor.detach().clone() for key, tensor in weights.items()})
     net = net.train().to(memory_format=layout)
     images = x.contiguous(memory_format=layout)
 
@@ -113,7 +114,7 @@ def make_peer(name: str, layout: torch.memory_format, space: Space, x: Tensor, w
         net.set_active_subnet(ks=chosen.ks[0].tolist(), e=chosen.e[0].tolist(), d=chosen.d[0].tolist())
         return net(images)
 
-    return Contender(name, net, logits, our_key, sgd(net))
+    return Contender(name, net, logits, family.our_key, sgd(net))
 
 
 def import_peer(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ofasearch.download import OFFICIAL, official_path
 from ofasearch.errors import OfaSearchError, UsageError
 from ofasearch.records import provenance, write_json
 from ofasearch.space.families import find_design
+from ofasearch.space.resnet import ResNetDesign
 from ofasearch.supernet.importers import examine
 from ofasearch.supernet.weights import Weights, load_weights, matrix_shapes, new_head, save_weights
 
@@ -49,9 +50,9 @@ def check_supernet(file: Path, *, space: str | None = None, classes: int | None 
         space, file = space or OFFICIAL[str(file)].space, _fetched(str(file))
     found = examine(file, space)
     record = {
-        "family": "MobileNetV3 (once-for-all, CompOFA)",
+        "family": f"{found.family} (once-for-all{', CompOFA' if found.space.startswith('comp') else ''})",
         "space": found.space,
-        "width": _width(found.space),
+        "width": width_of(found.space),
         "classes": found.classes,
         "phase": found.phase,
         "key_names": found.naming,
@@ -92,7 +93,7 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
     space = weights.space
     return {
         "space": space.name,
-        "width": _width(space.name),
+        "width": width_of(space.name),
         "classes": space.classes,
         "resolutions": list(space.resolutions),
         "subnets": f"{space.size:,} per resolution",
@@ -106,9 +107,11 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in record.items() if isinstance(value, str | int | float)]
 
 
-def _width(space: str) -> str:
-    """Width of a published design relative to MobileNetV3-Large, as its name says."""
+def width_of(space: str) -> str:
+    """Width of a published design relative to the network it is named after, as its name says; the choices of a ResNet."""
     design = find_design(space)
+    if isinstance(design, ResNetDesign):
+        return ", ".join(f"w{design.widths[index]}" for index in design.open_widths or range(len(design.widths)))
     return (design.parent or design.name).rpartition("-")[2]
 
 

@@ -1,15 +1,11 @@
-"""Once-for-all's and CompOFA's checkpoints -> our keys. The only file with foreign key names.
+"""Once-for-all's and CompOFA's checkpoints -> our weights.
 
 A file is a torch dictionary: the state dict itself, or one under `state_dict`; keys may carry a `module.` prefix (data
-parallel), the old name `mobile_inverted_conv` or the new `conv` for a block's layer, and the single nesting of a static
-network (`conv.weight`) or the double one of an elastic network (`conv.conv.weight`). Kernel transforms may be absent:
-CompOFA trained without them, and smaller kernels are then plain centre crops.
+parallel). Kernel transforms may be absent: CompOFA trained without them, and smaller kernels are then plain centre crops.
 
-Shapes tell width and classes. They do not tell which subnets were trained: the files of all phases of progressive
-shrinking look alike. The file's name tells that (`ofa_D34_E6_K357`, `model_best_compofa_simple.pth.tar`), or the user;
-a static network is the full one alone.
-
-Reference: key names as the public once-for-all package (old and new) and the CompOFA repository write them.
+Keys tell the family, shapes tell width and classes. They do not tell which subnets were trained: the files of all phases
+of progressive shrinking look alike. The file's name tells that (`ofa_D34_E6_K357`, `model_best_compofa_simple.pth.tar`),
+or the user; a static network is the full one alone.
 """
 
 from __future__ import annotations
@@ -24,19 +20,19 @@ import numpy as np
 
 from ofasearch.data import IMAGENET
 from ofasearch.errors import FormatError, MismatchError
-from ofasearch.space.families import DESIGNS, MobileDesign, find_design, get_space, part_name
+from ofasearch.space.families import DESIGNS, find_design, get_space, part_name
+from ofasearch.space.own import Design
+from ofasearch.space.resnet import ResNetDesign
+from ofasearch.supernet.foreign_keys import FAMILIES, Family, Naming, family_of_keys
 from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, full_shapes, matrix_shapes, restrict
 
-BLOCKS_PER_STAGE = 4
 NAMED = 5  # keys that a message names; a file of another kind would fill the screen
+HEAD = "head.classifier.linear.weight"
 
-_PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depth", "point_linear": "project"}
-_HEADS = {"first_conv": "stem", "final_expand_layer": "head.expand", "feature_mix_layer": "head.feature"}
-_BLOCK = re.compile(r"blocks\.(\d{1,3})\.(?:mobile_inverted_conv|conv)\.(\w+)\.(.+)")
-_SE = re.compile(r"se\.fc\.(reduce|expand)\.(weight|bias)")
-_MATRIX = re.compile(r"(?:conv\.)?(\dto\d)_matrix")
-_PHASE = re.compile(r"d([234]+)_e([346]+)_k([357]+)", re.IGNORECASE)
+_NUMBERS = r"=?(\d(?:\.\d+)?(?:[-+]\d(?:\.\d+)?)*)"
+_RESNET_PHASE = re.compile(f"d{_NUMBERS}_e{_NUMBERS}_w{_NUMBERS}", re.IGNORECASE)
+_MOBILE_PHASE = re.compile(r"d([234]+)_e([346]+)_k([357]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +40,7 @@ class Checkup:
     """What a foreign checkpoint is. Keys are named as the file names them, or would."""
 
     path: Path
+    family: str
     space: str
     classes: int
     naming: str  # old or new
@@ -91,40 +88,35 @@ def load_official(path: Path, space: str | None = None) -> Weights:
 def examine(path: Path, space: str | None = None) -> Checkup:
     """Look a once-for-all or CompOFA file over; `space` overrides what its name says of the trained subnets.
 
-    Raises NotFoundError, FormatError (damaged, code, no MobileNetV3 supernet at all), MismatchError (`space` is of
-    another family or width).
+    Raises NotFoundError, FormatError (damaged, code, no supernet of a known family and width), MismatchError (`space` is
+    of another family or width, or there is none for what the file's name says).
     """
     state = _state_dict(path)
-    arrays: dict[str, Array] = {}
-    names: dict[str, str] = {}
-    unknown = []
-    for name, value in state.items():
-        key = our_key(name)
-        if key is None or key in arrays:
-            unknown.append(name)
-        else:
-            arrays[key], names[key] = value, name
-    base = _family(path, arrays)
-    classes = int(arrays["head.classifier.linear.weight"].shape[0])
-    static = not any(".conv.conv." in name for name in state)
-    old = any(".mobile_inverted_conv." in name for name in state)
-    trained, phase = (space, "as asked") if space is not None else _trained(path, base, static)
+    family = family_of_keys(state)
+    if family is None:
+        known = "; ".join(f"{f.title} has keys with {' or '.join(f.marks)}" for f in FAMILIES)
+        raise FormatError(f"{path} must be a once-for-all or CompOFA supernet, but it holds the keys of none: {known}")
+    arrays, names, unknown = _renamed(state, family)
+    naming = family.naming(state)
+    base = _base(path, arrays, family, naming)
+    full = get_space(base, classes=_classes(path, arrays, family, naming))
+    trained, phase = (space, "as asked") if space is not None else _trained(path, base, naming)
     if _base_of(trained) != base:
         raise MismatchError(f"--space must be {base} or a part of it for {path}, but got {trained}")
-    full = get_space(base, classes=classes)
     shapes: dict[str, tuple[int, ...]] = full_shapes(full)
     matrices = [key for key in matrix_shapes(full) if key in arrays]
     if matrices:
         shapes |= matrix_shapes(full)
 
     def name_of(key: str) -> str:
-        return names.get(key) or their_key(key, old=old, static=static)
+        return names.get(key) or family.their_key(key, naming)
 
     return Checkup(
         path=path,
+        family=family.title,
         space=trained,
-        classes=classes,
-        naming="old (mobile_inverted_conv)" if old else "new (conv)",
+        classes=full.classes,
+        naming=f"{'old' if naming.old else 'new'} ({family.inner[naming.old].removeprefix('.') or ', '.join(family.parts)})",
         phase=phase,
         matrices=len(matrices),
         missing=tuple(name_of(key) for key in shapes if key not in arrays),
@@ -137,59 +129,6 @@ def examine(path: Path, space: str | None = None) -> Checkup:
         not_finite=tuple(name_of(key) for key, array in arrays.items() if not np.isfinite(array).all()),
         arrays=arrays,
     )
-
-
-# -- keys ------------------------------------------------------------------------------------------------------
-
-
-def our_key(name: str) -> str | None:
-    """Our key of a once-for-all key, or None for a key that no MobileNetV3 of theirs has."""
-    head, _, rest = name.partition(".")
-    if head in _HEADS:
-        return f"{_HEADS[head]}.{_leaf(rest)}"
-    if head == "classifier":
-        leaf = rest.removeprefix("linear.").removeprefix("linear.")
-        return f"head.classifier.linear.{leaf}" if leaf in ("weight", "bias") else None
-    match = _BLOCK.fullmatch(name)
-    if match is None or match[2] not in _PARTS:
-        return None
-    number, part, leaf = int(match[1]), _PARTS[match[2]], match[3]
-    slot = "s0.b1" if number == 0 else f"s{(number - 1) // BLOCKS_PER_STAGE + 1}.b{(number - 1) % BLOCKS_PER_STAGE + 1}"
-    if part == "depth":
-        gate, matrix = _SE.fullmatch(leaf), _MATRIX.fullmatch(leaf)
-        if gate:
-            return f"{slot}.se.{gate[1]}.{gate[2]}"
-        if matrix:
-            return f"{slot}.depth.{matrix[1]}"
-    return f"{slot}.{part}.{_leaf(leaf)}"
-
-
-def their_key(key: str, *, old: bool, static: bool) -> str:
-    """Inverse of `our_key`, in one of once-for-all's namings: for messages about keys that a file lacks."""
-    for theirs, ours in _HEADS.items():
-        if key.startswith(f"{ours}."):
-            return f"{theirs}.{key.removeprefix(f'{ours}.')}"
-    if key.startswith("head.classifier."):
-        return key.removeprefix("head.")
-    stage, block, part, leaf = key.split(".", 3)
-    first = stage == "s0"
-    number = 0 if first else (int(stage[1:]) - 1) * BLOCKS_PER_STAGE + int(block[1:])
-    unit = f"blocks.{number}.{'mobile_inverted_conv' if old else 'conv'}"
-    if part == "se":
-        return f"{unit}.depth_conv.se.fc.{leaf}"
-    theirs = next(name for name, ours in _PARTS.items() if ours == part)
-    if re.fullmatch(r"\dto\d", leaf):
-        return f"{unit}.{theirs}.conv.{leaf}_matrix"
-    outer = "" if static or first else f"{leaf.partition('.')[0]}."
-    return f"{unit}.{theirs}.{outer}{leaf}"
-
-
-def _leaf(rest: str) -> str:
-    """`conv.conv.weight` -> `conv.weight`, `bn.bn.bias` -> `bn.bias`; static nets have the single form."""
-    for part in ("conv", "bn"):
-        if rest.startswith(f"{part}.{part}."):
-            return rest.removeprefix(f"{part}.")
-    return rest
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -218,41 +157,89 @@ def _state_dict(path: Path) -> dict[str, Array]:
     return found
 
 
-def _family(path: Path, arrays: Mapping[str, Array]) -> str:
-    """The design whose stem and head the arrays have.
+def _renamed(state: Mapping[str, Array], family: Family) -> tuple[dict[str, Array], dict[str, str], list[str]]:
+    """The arrays by our keys, their names by our keys, and the names that the family does not know or that come twice."""
+    arrays: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    unknown = []
+    for name, value in state.items():
+        key = family.our_key(name)
+        if key is None or key in arrays:
+            unknown.append(name)
+        else:
+            arrays[key], names[key] = value, name
+    return arrays, names, unknown
+
+
+def _base(path: Path, arrays: Mapping[str, Array], family: Family, naming: Naming) -> str:
+    """The design of the family whose widths the arrays have.
 
     Raises FormatError when there is none.
     """
-    marks = ("stem.conv.weight", "head.expand.conv.weight", "head.feature.conv.weight", "head.classifier.linear.weight")
-    lacking = [their_key(key, old=False, static=False) for key in marks if key not in arrays]
+    told = [family.their_key(key, naming) for key in family.sizes]
+    lacking = [name for key, name in zip((*family.sizes, HEAD), (*told, family.their_key(HEAD, naming)), strict=True) if key not in arrays]
     if lacking:
-        raise FormatError(f"{path} must be a once-for-all MobileNetV3 or CompOFA supernet, but it has no {_some(lacking)}")
-    if arrays[marks[3]].ndim != 2:
-        raise FormatError(f"{path} must have a matrix as classifier, but its shape is {_shape(arrays[marks[3]].shape)}")
-    found = [arrays[key].shape[:1] for key in marks[:3]]
-    designs = {n: d for n, d in DESIGNS.items() if isinstance(d, MobileDesign) and d.parent is None and d.c_expand is not None}
-    for name, design in designs.items():
-        if found == [(design.stem,), (design.c_expand,), (design.c_feature,)]:
-            return name
-    widths = ", ".join(str(shape[0] if shape else "none") for shape in found)
-    known = ", ".join(f"{d.stem}, {d.c_expand}, {d.c_feature} ({name})" for name, d in designs.items())
-    raise FormatError(f"{path} must have the stem, expansion and feature channels of one of {known}, but has {widths}")
+        raise FormatError(f"{path} must be a whole {family.title} supernet, but it has no {_some(lacking)}")
+    found = [arrays[key].shape[:1] for key in family.sizes]
+    known = []
+    for name, design in DESIGNS.items():
+        if design.parent is None and name.startswith(family.design):
+            shapes = full_shapes(design.build())
+            wanted = [shapes[key][:1] for key in family.sizes]
+            if found == wanted:
+                return name
+            known.append(f"{_channels(wanted)} ({name})")
+    raise FormatError(f"{path} must have in {_some(told)} the channels of one of {', '.join(known)}, but has {_channels(found)}")
 
 
-def _trained(path: Path, base: str, static: bool) -> tuple[str, str]:
-    """The space of the trained subnets, and how that is known."""
+def _classes(path: Path, arrays: Mapping[str, Array], family: Family, naming: Naming) -> int:
+    """How many classes the classifier tells apart.
+
+    Raises FormatError when it is no matrix with rows.
+    """
+    shape = arrays[HEAD].shape
+    if len(shape) != 2 or shape[0] == 0:
+        raise FormatError(f"{path} must have in {family.their_key(HEAD, naming)} a row for each class, but its shape is {_shape(shape)}")
+    return int(shape[0])
+
+
+def _trained(path: Path, base: str, naming: Naming) -> tuple[str, str]:
+    """The space of the trained subnets, and how that is known.
+
+    Raises MismatchError when the file's name says CompOFA and no such part of the design is known.
+    """
     design = DESIGNS[base]
-    if static and isinstance(design, MobileDesign):
-        name = part_name(base, design.depths[-1:], design.expands[-1:], design.kernels[-1:])
-        return name, "the full network alone (static keys)"
-    if "compofa" in path.name.lower():
-        kind = "compofa-mbv3-elastic" if "elastic" in path.name.lower() else "compofa-mbv3"
-        return base.replace("ofa-mbv3", kind), "compound subnets (by the file's name)"
-    match = _PHASE.search(path.name)
+    if naming.static:
+        return part_name(base, design.depths[-1:], design.expands[-1:], _lasts(design)[-1:]), "the full network alone (static keys)"
+    title = path.name.lower()
+    if "compofa" in title:
+        name = base.replace("ofa-mbv3", "compofa-mbv3-elastic") if "elastic" in title else f"comp{base}"
+        if name not in DESIGNS or DESIGNS[name].parent != base:
+            raise MismatchError(
+                f"{path} must be of a family that CompOFA has trained so, but is {base}; pass --space to say what was trained"
+            )
+        return name, "compound subnets (by the file's name)"
+    part = _phase(path.name, base)
+    return (part, "by the file's name") if part else (base, "not told by the file; all subnets are taken as trained")
+
+
+def _phase(name: str, base: str) -> str | None:
+    """The part of a design that a file's name tells, e.g. `d34_e6_k357` or `d0-1-2_e0.2-0.25-0.35_w0.65-0.8-1.0`; None if none."""
+    design = DESIGNS[base]
+    match = (_RESNET_PHASE if isinstance(design, ResNetDesign) else _MOBILE_PHASE).search(name)
     if match is None:
-        return base, "not told by the file; all subnets are taken as trained"
-    depths, expands, kernels = (tuple(sorted({int(digit) for digit in group})) for group in match.groups())
-    return part_name(base, depths, expands, kernels), "by the file's name"
+        return None
+    said = [{float(number) for number in re.findall(r"\d\.\d+|\d", text)} for text in match.groups()]
+    depths = tuple(depth for depth in design.depths if depth in said[0])
+    expands = tuple(expand for expand in design.expands if expand in said[1])
+    values = design.widths if isinstance(design, ResNetDesign) else design.kernels
+    lasts = tuple(last for last, value in zip(_lasts(design), values, strict=True) if value in said[2])
+    return part_name(base, depths, expands, lasts) if depths and expands and lasts else None
+
+
+def _lasts(design: Design) -> tuple[int, ...]:
+    """What a part's name ends with: kernels, or indices of widths."""
+    return tuple(range(len(design.widths))) if isinstance(design, ResNetDesign) else design.kernels
 
 
 def _base_of(space: str) -> str:
@@ -267,8 +254,13 @@ def _some(names: Iterable[Any]) -> str:
     return ", ".join(listed[:NAMED]) + more
 
 
+def _channels(shapes: Iterable[tuple[int, ...]]) -> str:
+    """The first dimensions, as a message lists them."""
+    return ", ".join(str(shape[0] if shape else "none") for shape in shapes)
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-__all__ = ["Checkup", "examine", "load_official", "our_key", "their_key"]
+__all__ = ["Checkup", "examine", "load_official"]

@@ -77,13 +77,13 @@ def others():
 
 
 @cache
-def state():
-    return official_state()
+def state(space="ofa-mbv3-w1.0"):
+    return official_state(space)
 
 
 @cache
-def checkpoint():
-    return saved({"state_dict": state()})
+def checkpoint(space="ofa-mbv3-w1.0"):
+    return saved({"state_dict": state(space)})
 
 
 @cache
@@ -92,12 +92,31 @@ def legacy():
     return saved({name: tensor for name, tensor in state().items() if tensor.ndim == 1}, _use_new_zipfile_serialization=False)
 
 
-MARKS = ("first_conv.conv.weight", "final_expand_layer.conv.weight", "feature_mix_layer.conv.weight", "classifier.linear.weight")
+MARKS = {
+    "ofa-mbv3-w1.0": (
+        "first_conv.conv.weight",
+        "final_expand_layer.conv.weight",
+        "feature_mix_layer.conv.weight",
+        "classifier.linear.weight",
+    ),
+    "ofa-proxyless-cifar": ("first_conv.conv.weight", "feature_mix_layer.conv.weight", "classifier.linear.weight"),
+    "ofa-resnet50-cifar": ("input_stem.0.conv.conv.weight", "input_stem.2.conv.conv.weight", "classifier.linear.linear.weight"),
+}
 
 
-def marked(**changes):
-    """The tensors by which a checkpoint is known, some of them changed."""
-    return saved({name: state()[name] for name in MARKS} | {MARKS[-1]: changes["classifier"]})
+def marked(space, classifier):
+    """The tensors by which a checkpoint is known, with another classifier."""
+    return saved({name: state(space)[name] for name in MARKS[space]} | {MARKS[space][-1]: classifier})
+
+
+CLASSIFIERS = {
+    "integers": torch.zeros(3, 1280, dtype=torch.int32),
+    "sparse": torch.zeros(3, 1280).to_sparse(),
+    "scalar classifier": torch.zeros(()),
+    "no classes": torch.zeros(0, 1280),
+    "a billion classes": torch.zeros(10**9, 0),
+    "a part alone": torch.zeros(3, 1280),
+}
 
 
 def checkpoints():
@@ -123,12 +142,11 @@ def checkpoints():
     yield "empty", lambda: saved({})
     yield "numbered", lambda: saved({0: torch.zeros(3)})
     yield "another network", lambda: saved({"layer1.0.conv1.weight": torch.zeros(64, 3, 7, 7)})
-    yield "integers", lambda: marked(classifier=torch.zeros(3, 1280, dtype=torch.int32))
-    yield "sparse", lambda: marked(classifier=torch.zeros(3, 1280).to_sparse())
-    yield "scalar classifier", lambda: marked(classifier=torch.zeros(()))
-    yield "no classes", lambda: marked(classifier=torch.zeros(0, 1280))
-    yield "a billion classes", lambda: marked(classifier=torch.zeros(10**9, 0))
-    yield "a part alone", lambda: marked(classifier=torch.zeros(3, 1280))
+    for space in MARKS:
+        yield f"{space} cut", lambda space=space: cut(checkpoint(space), 0.7)
+        yield f"{space} with a bit in a weight", lambda space=space: flipped(checkpoint(space), 0.6)
+        for name, classifier in CLASSIFIERS.items():
+            yield f"{name}, {space}", lambda space=space, classifier=classifier: marked(space, classifier)
     yield "scalars", lambda: saved({name: torch.zeros(()) for name in state()})
     yield "empty tensors", lambda: saved({name: torch.zeros(0) for name in state()})
     yield "petabytes", lambda: saved({name: torch.zeros(1).expand(10**15) for name in state()})

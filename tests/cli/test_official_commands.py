@@ -11,6 +11,7 @@ from makers import image_folder, official_state
 
 from ofasearch.cli.main import run
 from ofasearch.jobs import latency, measuring
+from ofasearch.jobs.supernet import width_of
 from ofasearch.latency.stopwatch import StopRule
 from ofasearch.predictor import Predictor, encoder_of, save_predictor
 from ofasearch.space.families import get_space
@@ -78,6 +79,35 @@ def test_check_tells_what_a_checkpoint_is(answers, compofa):
         "subnets": "243 per resolution",
         "digest": load_official(compofa).digest,
     }
+
+
+OTHERS = [  # a published name with the weights of a small space of its family
+    ("ofa_proxyless_d234_e346_k357_w1.3", "ofa-proxyless-cifar", "ProxylessNAS (once-for-all)", "new (conv)", 42),
+    ("ofa_compofa_proxyless.pth", "compofa-proxyless-cifar", "ProxylessNAS (once-for-all, CompOFA)", "new (conv)", 0),
+    ("ofa_supernet_resnet50", "ofa-resnet50-cifar", "ResNet50 (once-for-all)", "new (conv1, conv2, conv3, downsample)", 0),
+]
+
+
+@pytest.mark.parametrize(("file", "space", "family", "naming", "matrices"), OTHERS)
+def test_other_families_are_checked_and_imported(answers, capsys, tmp_path, file, space, family, naming, matrices):
+    path, out = tmp_path / file, tmp_path / "x.safetensors"
+    torch.save({"state_dict": official_state(space.removeprefix("comp"), matrices=matrices > 0)}, path)
+    code, record, _ = answers("supernet", "check", path)
+    assert (code, record["space"], record["family"], record["classes"]) == (0, space, family, 3)
+    assert (record["key_names"], record["kernel_transforms"]) == (naming, matrices)
+    assert not any(record[kind] for kind in ("missing", "unknown", "misshapen", "nan_or_infinity"))
+    code, imported, _ = answers("supernet", "import", path, "-o", out, "--num-classes", 5)
+    assert (code, imported["digest"], imported["written_classes"]) == (0, record["digest"], 5)
+    code, shown, _ = answers("supernet", "show", out)
+    assert (code, shown["space"], shown["classes"], shown["width"]) == (0, space, 5, record["width"])
+    assert run(["supernet", "check", str(path)]) == 0
+    assert family in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("space", "width"), [("ofa-proxyless-w1.3", "w1.3"), ("ofa-resnet50", "w0.65, w0.8, w1.0")])
+def test_widths_are_those_of_the_name_or_all_choices(space, width):
+    assert width_of(space) == width
+    assert width_of(f"{space}-d4-e6-k7" if "proxyless" in space else f"{space}-d2-ec-w02") == width.replace(", w0.8", "")
 
 
 def test_check_answers_people_alike(capsys, answers, compofa):
@@ -162,33 +192,38 @@ def test_wrong_usage_is_one_sentence(answers, compofa, tmp_path, code, argv, tex
     assert list(tmp_path.iterdir()) == []
 
 
-KEY = "blocks.3.conv.point_linear.conv.conv.weight"
+KEYS = {  # a convolution of a block
+    "ofa-mbv3-w1.0": "blocks.3.conv.point_linear.conv.conv.weight",
+    "ofa-proxyless-cifar": "blocks.21.conv.inverted_bottleneck.conv.conv.weight",
+    "ofa-resnet50-cifar": "blocks.4.downsample.conv.conv.weight",
+}
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "shown", "text"),
+    ("change", "field", "text"),
     [
-        (lambda s: s.pop(KEY), "missing", KEY, f"it lacks {KEY}"),
-        (lambda s: s.update({"blocks.3.attention": torch.zeros(3)}), "unknown", "blocks.3.attention", "unknown blocks.3.attention"),
-        (lambda s: s.update({KEY: torch.zeros(5)}), "misshapen", KEY, f"wrong shape of {KEY} (5 for"),
-        (lambda s: s.update({KEY: s[KEY] * float("nan")}), "nan_or_infinity", KEY, f"NaN or infinity in {KEY}"),
+        (lambda s, key: s.pop(key), "missing", "it lacks {key}"),
+        (lambda s, key: s.update({f"{key}.attention": torch.zeros(3)}), "unknown", "unknown {key}.attention"),
+        (lambda s, key: s.update({key: torch.zeros(5)}), "misshapen", "wrong shape of {key} (5 for"),
+        (lambda s, key: s.update({key: s[key] * float("nan")}), "nan_or_infinity", "NaN or infinity in {key}"),
     ],
     ids=["missing", "unknown", "misshapen", "nan"],
 )
-def test_a_spoiled_checkpoint_is_reported_then_refused(answers, capsys, state, tmp_path, change, field, shown, text):
-    path, out = tmp_path / "x.pth", tmp_path / "out.safetensors"
-    spoiled = dict(state)
-    change(spoiled)
+@pytest.mark.parametrize("space", KEYS)
+def test_a_spoiled_checkpoint_is_reported_then_refused(answers, capsys, tmp_path, space, change, field, text):
+    path, out, key = tmp_path / "x.pth", tmp_path / "out.safetensors", KEYS[space]
+    text, spoiled = text.format(key=key), official_state(space)
+    change(spoiled, key)
     torch.save(spoiled, path)
     for argv in (("check", path), ("import", path, "-o", out)):
         code, record, sentence = answers("supernet", *argv)
         assert code == 1
-        assert any(entry.startswith(shown) for entry in record[field])
+        assert any(entry.startswith(key) for entry in record[field])
         assert "digest" not in record
         assert text in sentence
     assert run(["supernet", "check", str(path)]) == 1
     printed = capsys.readouterr()
-    assert shown in printed.out
+    assert key in printed.out
     assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
     assert run(["supernet", "show", str(path)]) == 1
