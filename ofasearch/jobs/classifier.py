@@ -3,6 +3,7 @@
 | text | what it is |
 | --- | --- |
 | `subnet.pt`, or the folder of a run that holds one | one of our networks, taken as it is |
+| a folder with `net.config`, `run.config` and `init`, or that `net.config` | one of once-for-all's published networks, taken as it is |
 | an arch id, or JSON with `ks`, `e`, `d`, `r` | a network of a supernet; with data its batch norm is recalibrated first, as in `eval` |
 | `.onnx` | any ONNX classifier, ours or not |
 | `.npz`, `.npy`, `.csv`, `.txt` | its predictions (`ofasearch.evaluate.saved`) |
@@ -27,8 +28,8 @@ from ofasearch.data import DataSet, Preprocessing, SplitName
 from ofasearch.errors import CalibrationError, FormatError, MismatchError, OfaSearchError, UsageError
 from ofasearch.evaluate.members import Members
 from ofasearch.evaluate.saved import SPLITS, Labelled, Saved, is_saved, labelled, read_saved
-from ofasearch.jobs.deliver import Subnet, calibrated_subnet, load_subnet, shipped_subnet, to_network, uncalibrated_subnet
-from ofasearch.jobs.network import Network, is_file, network_of, parse_codes
+from ofasearch.jobs.deliver import Subnet, calibrated_subnet, shipped_subnet, to_network, uncalibrated_subnet
+from ofasearch.jobs.network import Network, digest_at, network_of, parse_codes, place_of, subnet_at
 from ofasearch.jobs.onnx_file import input_size, network_in, open_onnx, predict_onnx, same_graph
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.records import file_digest, parse_json
@@ -38,7 +39,6 @@ from ofasearch.space.costs import costs
 Kind = Literal["subnet", "onnx", "predictions"]
 Predicted = npt.NDArray[np.int64]
 PREPROCESSING_HINT = "add --preprocessing (imagenet, or JSON with mean and std)"
-SUBNET_FILE = "subnet.pt"  # in the folder of a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,10 +110,10 @@ def read_classifier(text: str, *, supernet: str | None = None, preprocessing: Pr
     if not text.lstrip().startswith("{"):
         if is_saved(text):
             return Classifier(name=text, kind="predictions", saved=read_saved(Path(text)), digest=file_digest(Path(text)))
-        run = Path(text) / SUBNET_FILE
-        path = run if text and run.is_file() else Path(text)
-        if text.endswith(".pt") or is_file(str(path)):
-            return _of_file(text, path)
+        place = place_of(text)
+        if place is not None:
+            subnet = subnet_at(place)
+            return _of_subnet(text, digest_at(place), subnet, network_of(subnet))
     return _of_arch(text, zoo.load_supernet(supernet or zoo.DEFAULT_SUPERNET))
 
 
@@ -140,11 +140,6 @@ def _stated_names(model: OnnxModel) -> tuple[str, ...]:
         return ()
     sound = isinstance(names, list) and len(names) == model.classes and all(isinstance(name, str) for name in names)
     return tuple(names) if sound else ()
-
-
-def _of_file(text: str, path: Path) -> Classifier:
-    subnet = load_subnet(path)[0]
-    return _of_subnet(text, file_digest(path), subnet, network_of(subnet))
 
 
 def _of_arch(text: str, trained: zoo.TrainedSupernet) -> Classifier:

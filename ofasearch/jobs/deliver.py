@@ -22,7 +22,7 @@ from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.records import parse_json, write_atomic, write_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Arch, Blueprint, Codes, LayerSpec, Space
 from ofasearch.space.own import named_space, space_card
-from ofasearch.space.static import net_config, run_config
+from ofasearch.space.static_write import net_config, run_config
 from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, layer_key, slice_network
 

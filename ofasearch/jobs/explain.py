@@ -15,11 +15,10 @@ from typing import Any
 from ofasearch import zoo
 from ofasearch.deploy.runtime import TARGETS, get_runtime
 from ofasearch.errors import UsageError
-from ofasearch.jobs.deliver import load_subnet
 from ofasearch.jobs.judge import Judge, find_judge
 from ofasearch.jobs.latency import build_table
 from ofasearch.jobs.measuring import LatencyProgress
-from ofasearch.jobs.network import Network, is_file, read_network
+from ofasearch.jobs.network import Network, place_of, read_network, subnet_at
 from ofasearch.jobs.savings import Savings, find_savings
 from ofasearch.jobs.setup import table_notes
 from ofasearch.latency.account import Account, Difference, Item, Step, account, differ, named
@@ -231,8 +230,8 @@ def _named(network: Network) -> Network:
 
 def _digests(given: Sequence[tuple[str, Network]]) -> frozenset[str]:
     """Of the weights that networks came with: of those that are subnet files."""
-    files = [Path(text) for text, network in given if network.space is not None and is_file(text)]
-    return frozenset(load_subnet(file)[0].supernet_digest for file in files)
+    places = [place_of(text) for text, network in given if network.space is not None]
+    return frozenset(subnet_at(place).supernet_digest for place in places if place is not None)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import numpy as np
 
 from ofasearch.errors import ArchError, NotFoundError, UsageError
 from ofasearch.jobs.deliver import Subnet, load_subnet
-from ofasearch.records import parse_json
+from ofasearch.jobs.published import network_name, published_digest, published_subnet
+from ofasearch.records import file_digest, parse_json
 from ofasearch.space.core import Blueprint, Codes, Settings, Space
 from ofasearch.space.families import find_design, get_space
 from ofasearch.space.static import read_net_config
 
 NET_CONFIG = "net.config"
+SUBNET_FILE = "subnet.pt"  # in the folder of a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +39,15 @@ class Network:
 def read_network(text: str, *, space: str | None = None) -> Network:
     """The network that `text` names: an arch id, a JSON object with `ks`, `e`, `d`, `r` (with `space`), a subnet.pt, or a net.config.
 
-    A net.config is a file of that name, or the folder that holds one, with its run.config beside it.
+    A net.config is a file of that name with its run.config beside it. A folder stands for the subnet.pt in it, else for the
+    net.config; of the latter only the layers are read.
     Raises ArchError, FormatError, NotFoundError, UsageError.
     """
-    config = _net_config(text)
-    if config is not None:
-        return Network(name=config.resolve().parent.name, blueprint=read_net_config(config))
-    if text.endswith(".pt") or is_file(text):
-        return network_of(load_subnet(Path(text))[0])
+    place = place_of(text)
+    if place is not None and _is_config(place):
+        return Network(name=network_name(place), blueprint=read_net_config(place))
+    if place is not None:
+        return network_of(load_subnet(place)[0])
     if _looks_like_a_path(text):
         raise NotFoundError(f"{text} must be an existing subnet.pt, net.config or folder of one, but there is none")
     found = space_of(text, space)
@@ -52,13 +55,34 @@ def read_network(text: str, *, space: str | None = None) -> Network:
     return Network(name=found.arch(codes).id, blueprint=found.blueprint(codes), space=found, codes=codes)
 
 
-def _net_config(text: str) -> Path | None:
-    if text.lstrip().startswith("{"):
+def place_of(text: str) -> Path | None:
+    """The file that a text names a network by: a subnet.pt, or a net.config; None for ids and JSON. It need not be there.
+
+    A folder stands for the subnet.pt in it, else for the net.config.
+    """
+    if not text or text.lstrip().startswith("{"):
         return None  # JSON may be longer than the system lets a name be
     path = Path(text)
-    if path.name.endswith(NET_CONFIG):
-        return path
-    return path / NET_CONFIG if path.is_dir() else None
+    if path.is_dir():
+        return path / (SUBNET_FILE if (path / SUBNET_FILE).is_file() else NET_CONFIG)
+    return path if text.endswith((".pt", NET_CONFIG)) or path.is_file() else None
+
+
+def subnet_at(place: Path) -> Subnet:
+    """The network with weights at a place that a text names: a subnet.pt, or a net.config with the weights beside it.
+
+    Raises NotFoundError, FormatError, MismatchError.
+    """
+    return published_subnet(place) if _is_config(place) else load_subnet(place)[0]
+
+
+def digest_at(place: Path) -> str:
+    """sha256 (hex) over the files of the network at a place."""
+    return published_digest(place) if _is_config(place) else file_digest(place)
+
+
+def _is_config(place: Path) -> bool:
+    return place.name.endswith(NET_CONFIG)
 
 
 def _looks_like_a_path(text: str) -> bool:

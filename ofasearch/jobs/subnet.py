@@ -27,7 +27,7 @@ from ofasearch.jobs.deliver import (
 )
 from ofasearch.jobs.latency import reference_of
 from ofasearch.jobs.measuring import NET_RULE, Lab
-from ofasearch.jobs.network import is_file, parse_codes, read_network
+from ofasearch.jobs.network import is_file, parse_codes, place_of, read_network, subnet_at
 from ofasearch.jobs.onnx_file import read_preprocessing
 from ofasearch.latency.machine import check_run, load_warning
 from ofasearch.latency.onnx_model import OnnxModel
@@ -41,13 +41,14 @@ from ofasearch.supernet.weights import load_weights
 
 
 def read_subnet(text: str, *, supernet: str | None = None, data: DataSet | None = None, no_bn: bool = False) -> Subnet:
-    """A network with weights: a `subnet.pt`, or an arch id or JSON settings of a supernet's space.
+    """A network with weights: a `subnet.pt`, a `net.config` with its `init`, a folder of either, or a network of a supernet.
 
     Batch norm is recalibrated on the data's calibration split where data is given, else the shipped statistics are
     used. Raises CalibrationError when there is neither, unless `no_bn`.
     """
-    if text.endswith(".pt") or is_file(text):
-        return load_subnet(Path(text))[0]
+    place = place_of(text)
+    if place is not None:
+        return subnet_at(place)
     trained = zoo.load_supernet(supernet or zoo.DEFAULT_SUPERNET)
     space = trained.weights.space
     codes = parse_codes(text, space)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.data import DataSet
-from ofasearch.errors import MismatchError
+from ofasearch.errors import ArchError, MismatchError
 from ofasearch.jobs.answer import answer_record
 from ofasearch.jobs.choose import Candidate, Outcome
 from ofasearch.jobs.deliver import (
@@ -31,7 +31,7 @@ from ofasearch.jobs.setup import Setup
 from ofasearch.latency.machine import fingerprint, load_warning
 from ofasearch.latency.stopwatch import timing_json
 from ofasearch.records import write_atomic
-from ofasearch.space.core import Codes
+from ofasearch.space.core import Blueprint, Codes
 
 FALL = 0.1  # of top-1 between what the search went by and the test split, beyond which something is wrong
 
@@ -70,7 +70,8 @@ def deliver_winner(
     if subnet is not None:  # first, because it proves the network before anything is written
         measured, tested = yield from _export(folder, subnet, setup, codes, data, record)
         record["measured"] |= measured
-    record["files"] = {"net_config": str(write_configs(folder, setup.space.blueprint(codes)))}
+    record["files"], not_written = _configs(folder, setup.space.blueprint(codes))
+    notes += not_written
     record["files"] |= {name: str((folder / file).absolute()) for name, file in files}
     notes += _data_notes(setup, data, record["measured"].get("top1"), winner.predicted_top1)
     if "warning" in record["measured"]:
@@ -133,6 +134,14 @@ def _subnet(request: FindRequest, setup: Setup, codes: Codes, data: DataSet | No
             weights, codes, name, space=setup.space
         ), "the files are uncalibrated (--no-bn): their accuracy is unknown"
     return None, "weights and ONNX were not written, because the subnet's batch norm must be recalibrated: add --data (or --no-bn)"
+
+
+def _configs(folder: Path, blueprint: Blueprint) -> tuple[dict[str, str], list[str]]:
+    """Write once-for-all's configs: their path by kind, and why there are none."""
+    try:
+        return {"net_config": str(write_configs(folder, blueprint))}, []
+    except ArchError as error:
+        return {}, [str(error)]
 
 
 def _measured(request: FindRequest, setup: Setup, winner: Candidate) -> dict[str, Any]:

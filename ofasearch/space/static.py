@@ -1,115 +1,33 @@
-"""Blueprints as once-for-all's `net.config` and back: its MobileNetV3 and ProxylessNAS networks.
+"""Once-for-all's `net.config` as a blueprint: its MobileNetV3, ProxylessNAS and ResNet networks, in the spelling of today and of before.
 
-Written is what the current once-for-all reads (`build_from_config`); read is also the spelling of its older files.
+What a layer here cannot say (groups, dilation, dropped batch norms, other shortcuts) is refused, never read as something else.
+`ofasearch.space.static_write` is the other way.
+
+Reference: the public once-for-all package's `build_from_config` of `MobileNetV3`, `ProxylessNASNets` and `ResNets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ofasearch.errors import ArchError, FormatError
+from ofasearch.errors import FormatError
 from ofasearch.records import read_json
 from ofasearch.space.core import RESOLUTION_LIMIT, Act, Blueprint, LayerSpec
-from ofasearch.space.families import make_divisible
+from ofasearch.space.costs import costs
+from ofasearch.space.mobile import make_divisible
 
-_ACTS: dict[Act, str | None] = {"none": None, "relu": "relu", "relu6": "relu6", "h_swish": "h_swish"}
-_READ_ACTS: dict[str | None, Act] = {theirs: ours for ours, theirs in _ACTS.items()}
-_CONV_NAMES = {  # of a block's convolutions, new and old
-    "ResidualBlock": ("conv", ("MBConvLayer", "MBInvertedConvLayer", "ZeroLayer")),
-    "MobileInvertedResidualBlock": ("mobile_inverted_conv", ("MBConvLayer", "MBInvertedConvLayer", "ZeroLayer")),
-}
+Placed = tuple[str, LayerSpec]  # a layer and where it stands in its net.config, e.g. "blocks.3.conv"; "" where nothing is said of it
+
+ACTS: dict[Act, str | None] = {"none": None, "relu": "relu", "relu6": "relu6", "h_swish": "h_swish"}
+_READ_ACTS: dict[str | None, Act] = {theirs: ours for ours, theirs in ACTS.items()}
+_CONV_KEYS = {"ResidualBlock": "conv", "MobileInvertedResidualBlock": "mobile_inverted_conv"}  # of a block's layer, new and old
+_MBCONVS = ("MBConvLayer", "MBInvertedConvLayer")
 BLOCKS_LIMIT, CHANNELS_LIMIT, KERNEL_LIMIT, STRIDE_LIMIT = 1000, 100_000, 31, 8  # far beyond any network of these families
-
-
-def net_config(blueprint: Blueprint) -> dict[str, Any]:
-    """The network as once-for-all's `net.config`.
-
-    Raises ArchError when the blueprint is neither of the MobileNetV3 form (stem, blocks, expand, pool, feature, classifier)
-    nor of the ProxylessNAS form (stem, blocks, feature, pool, classifier).
-    """
-    kinds = [spec.kind for spec in blueprint]
-    wide = kinds[-4:] == ["conv", "pool", "conv", "linear"]
-    tail = 4 if wide else 3
-    if kinds[0] != "conv" or kinds[-3:] != (["pool", "conv", "linear"] if wide else ["conv", "pool", "linear"]):
-        raise ArchError("net.config can hold networks of the MobileNetV3 and ProxylessNAS forms, but this one ends otherwise")
-    if set(kinds[1:-tail]) != {"mbconv"}:
-        raise ArchError("net.config can hold networks of the MobileNetV3 and ProxylessNAS forms, but this one has other blocks")
-    stem, classifier = blueprint[0], blueprint[-1]
-    return {
-        "name": "MobileNetV3" if wide else "ProxylessNASNets",
-        "bn": {"momentum": 0.1, "eps": stem.eps},
-        "first_conv": _conv(stem),
-        "blocks": [_block(spec) for spec in blueprint[1:-tail]],
-        **({"final_expand_layer": _conv(blueprint[-4])} if wide else {}),
-        "feature_mix_layer": _conv(blueprint[-2] if wide else blueprint[-3]),
-        "classifier": {
-            "name": "LinearLayer",
-            "in_features": classifier.c_in,
-            "out_features": classifier.c_out,
-            "bias": classifier.bias,
-            "use_bn": False,
-            "act_func": None,
-            "dropout_rate": 0,
-            "ops_order": "weight_bn_act",
-        },
-    }
-
-
-def run_config(resolution: int) -> dict[str, Any]:
-    """The `run.config` beside a `net.config`: the input size."""
-    return {"image_size": resolution}
-
-
-def _conv(spec: LayerSpec) -> dict[str, Any]:
-    return {
-        "name": "ConvLayer",
-        "kernel_size": spec.kernel,
-        "stride": spec.stride,
-        "dilation": 1,
-        "groups": 1,
-        "bias": spec.bias,
-        "has_shuffle": False,
-        "in_channels": spec.c_in,
-        "out_channels": spec.c_out,
-        "use_bn": spec.norm,
-        "act_func": _ACTS[spec.act],
-        "dropout_rate": 0,
-        "ops_order": "weight_bn_act",
-    }
-
-
-def _block(spec: LayerSpec) -> dict[str, Any]:
-    expanded = spec.c_mid != spec.c_in
-    shortcut = {
-        "name": "IdentityLayer",
-        "in_channels": [spec.c_in],
-        "out_channels": [spec.c_in],
-        "use_bn": False,
-        "act_func": None,
-        "dropout_rate": 0,
-        "ops_order": "weight_bn_act",
-    }
-    return {
-        "name": "ResidualBlock",
-        "conv": {
-            "name": "MBConvLayer",
-            "in_channels": spec.c_in,
-            "out_channels": spec.c_out,
-            "kernel_size": spec.kernel,
-            "stride": spec.stride,
-            "expand_ratio": round(spec.c_mid / spec.c_in, 4) if expanded else 1,
-            "mid_channels": spec.c_mid if expanded else None,
-            "act_func": _ACTS[spec.act],
-            "use_se": spec.c_se > 0,
-        },
-        "shortcut": shortcut if spec.skip else None,
-    }
-
-
-# -- reading ---------------------------------------------------------------------------------------------------
+PARAMS_LIMIT, ACTIVATION_LIMIT = 10**9, 2**32  # the latter in bytes; so that no file of some kilobytes asks for all memory
 
 
 def read_net_config(path: Path) -> Blueprint:
@@ -117,81 +35,140 @@ def read_net_config(path: Path) -> Blueprint:
 
     Raises NotFoundError, FormatError.
     """
+    return tuple(spec for _, spec in read_placed(path))
+
+
+def read_placed(path: Path) -> tuple[Placed, ...]:
+    """As `read_net_config`, each layer with its place in the file.
+
+    Raises NotFoundError, FormatError.
+    """
     config = read_json(path)
     run = read_json(path.with_name("run.config"))
     try:
-        return blueprint_of(_mapping(config, "it"), _number(_mapping(run, "run.config"), "image_size", RESOLUTION_LIMIT))
+        return placed_layers(_mapping(config, "it"), _number(_mapping(run, "run.config"), "image_size", RESOLUTION_LIMIT))
     except FormatError as error:
         raise FormatError(f"{path} must be a net.config of once-for-all with its run.config beside it, but {error}") from error
 
 
 def blueprint_of(config: Mapping[str, Any], resolution: int) -> Blueprint:
-    """The layers of a `net.config` at an input size in pixels. Slots are empty: the network belongs to no supernet.
+    """The layers of a `net.config` at an input size in pixels; see `placed_layers`."""
+    return tuple(spec for _, spec in placed_layers(config, resolution))
 
-    Middle channels that are not given are `round(in * expand_ratio)`, those of squeeze-excite `make_divisible(mid // 4)`,
-    as once-for-all builds them; a block whose convolution is a ZeroLayer passes its input on and is left out.
-    Raises FormatError, which says what of it cannot be read.
+
+def placed_layers(config: Mapping[str, Any], resolution: int) -> tuple[Placed, ...]:
+    """The layers of a `net.config` with their places, at an input size in pixels. Slots are empty: the network belongs to no supernet.
+
+    Middle channels that are not given are `round(in * expand_ratio)` (of a bottleneck `out`, and a multiple of 8), those of
+    squeeze-excite `make_divisible(mid // 4)`, as once-for-all builds them; a block whose convolution is a ZeroLayer passes
+    its input on and is left out. Raises FormatError, which says what of it cannot be read.
     """
     name = config.get("name")
-    if name not in ("MobileNetV3", "ProxylessNASNets"):
-        raise FormatError(f"name must be MobileNetV3 or ProxylessNASNets, but it says {str(name)[:80]!r}")
-    eps = _mapping(config.get("bn"), "bn").get("eps")
+    if not isinstance(name, str) or name not in _FORMS:
+        raise FormatError(f"name must be {', '.join([*_FORMS][:-1])} or {[*_FORMS][-1]}, but it says {str(name)[:80]!r}")
+    bn = _mapping(config.get("bn"), "bn")
+    _expect(bn, "bn", ws_eps=(None,), gn_channel_per_group=(None,))
+    eps = bn.get("eps")
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise FormatError(f"eps of its batch norms must be between 0 and 1, but it says {str(eps)[:80]!r}")
-    blocks = config.get("blocks")
-    if not isinstance(blocks, list) or not 0 < len(blocks) <= BLOCKS_LIMIT:
-        raise FormatError(f"it must hold a list of 1 to {BLOCKS_LIMIT} blocks")
-    layers = [_read_conv(config, "first_conv", resolution, eps)]
-    for index, block in enumerate(blocks):
-        layers += _read_block(_mapping(block, f"block {index}"), f"block {index}", layers[-1].hw_out, eps)
-    if name == "MobileNetV3":
-        layers.append(_read_conv(config, "final_expand_layer", layers[-1].hw_out, eps))
-        layers.append(_pool(layers[-1]))
-        layers.append(_read_conv(config, "feature_mix_layer", 1, eps))
-    else:
-        layers.append(_read_conv(config, "feature_mix_layer", layers[-1].hw_out, eps))
-        layers.append(_pool(layers[-1]))
-    layers.append(_read_classifier(config))
-    _check_chain(layers)
+    layers = _FORMS[name](config, resolution, eps)
+    _check_chain(spec for _, spec in layers)
+    _check_size(tuple(spec for _, spec in layers))
     return tuple(layers)
 
 
-def _read_conv(config: Mapping[str, Any], key: str, hw_in: int, eps: float) -> LayerSpec:
-    record = _mapping(config.get(key), key)
-    _expect(record, key, name=("ConvLayer",), groups=(1,), dilation=(1,), has_shuffle=(False,), ops_order=("weight_bn_act",), bias=(False,))
-    norm = record.get("use_bn", True)
-    if not isinstance(norm, bool):
-        raise FormatError(f"use_bn of {key} must be true or false")
+# -- forms -----------------------------------------------------------------------------------------------------
+
+
+def _mobile(config: Mapping[str, Any], resolution: int, eps: float, *, late: bool) -> list[Placed]:
+    """Stem, inverted bottlenecks and head; `late` where the features are mixed after the pool (MobileNetV3)."""
+    layers = [("first_conv", _conv(config.get("first_conv"), "first_conv", resolution, eps))]
+    for index, where, record in _records(config, "blocks"):
+        layers += [(f"blocks.{index}.conv", spec) for spec in _mbconv(record, where, _left(layers), eps)]
+    if late:
+        layers.append(("final_expand_layer", _conv(config.get("final_expand_layer"), "final_expand_layer", _left(layers), eps)))
+        layers.append(("", _pool(layers[-1][1])))
+    layers.append(("feature_mix_layer", _conv(config.get("feature_mix_layer"), "feature_mix_layer", _left(layers), eps)))
+    if not late:
+        layers.append(("", _pool(layers[-1][1])))
+    return [*layers, ("classifier", _classifier(config))]
+
+
+def _resnet(config: Mapping[str, Any], resolution: int, eps: float) -> list[Placed]:
+    """A stem of convolutions, a maximum pool of which the file says nothing, bottlenecks, pool and classifier."""
+    layers: list[Placed] = []
+    for index, where, record in _records(config, "input_stem"):
+        size = _left(layers) if layers else resolution
+        if record.get("name") not in _CONV_KEYS:
+            layers.append((f"input_stem.{index}", _conv(record, where, size, eps)))
+            continue
+        conv, skip = _residual(record, where)
+        if conv is not None:
+            layers.append((f"input_stem.{index}.conv", _checked_skip(replace(_conv(conv, where, size, eps), skip=skip), where)))
+    if not layers:
+        raise FormatError("its input_stem must hold a convolution")
+    c = layers[-1][1].c_out
+    layers.append(("", LayerSpec(slot="", kind="maxpool", c_in=c, c_mid=0, c_out=c, hw_in=_left(layers), kernel=3, stride=2, norm=False)))
+    for index, where, record in _records(config, "blocks"):
+        layers.append((f"blocks.{index}", _bottleneck(record, where, _left(layers), eps)))
+    return [*layers, ("", _pool(layers[-1][1])), ("classifier", _classifier(config))]
+
+
+_Form = Callable[[Mapping[str, Any], int, float], list[Placed]]
+_FORMS: dict[str, _Form] = {
+    "MobileNetV3": partial(_mobile, late=True),
+    "ProxylessNASNets": partial(_mobile, late=False),
+    "ResNets": _resnet,
+}
+
+
+def _left(layers: list[Placed]) -> int:
+    """Height = width, pixels, that the last layer leaves."""
+    return layers[-1][1].hw_out
+
+
+def _records(config: Mapping[str, Any], key: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """The entries of one of the lists, with number and name."""
+    entries = config.get(key)
+    if not isinstance(entries, list) or not 0 < len(entries) <= BLOCKS_LIMIT:
+        raise FormatError(f"it must hold a list of 1 to {BLOCKS_LIMIT} {key}")
+    for index, entry in enumerate(entries):
+        where = f"{'block' if key == 'blocks' else key} {index}"
+        yield index, where, _mapping(entry, where)
+
+
+# -- layers ----------------------------------------------------------------------------------------------------
+
+
+def _conv(entry: Any, where: str, hw_in: int, eps: float) -> LayerSpec:
+    record = _mapping(entry, where)
+    _expect(record, where, name=("ConvLayer",), groups=(1,), dilation=(1,), ops_order=("weight_bn_act",))
+    _expect(record, where, has_shuffle=(False,), bias=(False,), use_se=(False,))
+    norm = _flag(record, "use_bn", where, default=True)
     spec = LayerSpec(
         slot="",
         kind="conv",
-        c_in=_number(record, "in_channels", CHANNELS_LIMIT, key),
+        c_in=_number(record, "in_channels", CHANNELS_LIMIT, where),
         c_mid=0,
-        c_out=_number(record, "out_channels", CHANNELS_LIMIT, key),
+        c_out=_number(record, "out_channels", CHANNELS_LIMIT, where),
         hw_in=hw_in,
-        kernel=_kernel(record, key),
-        stride=_number(record, "stride", STRIDE_LIMIT, key),
-        act=_act(record, key),
+        kernel=_kernel(record, where),
+        stride=_number(record, "stride", STRIDE_LIMIT, where),
+        act=_act(record, where),
         norm=norm,
     )
     return replace(spec, eps=eps) if norm else spec
 
 
-def _read_block(record: Mapping[str, Any], where: str, hw_in: int, eps: float) -> list[LayerSpec]:
+def _mbconv(record: Mapping[str, Any], where: str, hw_in: int, eps: float) -> list[LayerSpec]:
     """One layer, or none for a block that only passes its input on."""
-    _expect(record, where, name=tuple(_CONV_NAMES))
-    key, names = _CONV_NAMES[record["name"]]
-    conv, shortcut = record.get(key), record.get("shortcut")
-    if shortcut is not None:
-        _expect(_mapping(shortcut, f"shortcut of {where}"), f"shortcut of {where}", name=("IdentityLayer", "ZeroLayer"))
-    if conv is None or _mapping(conv, where).get("name") == "ZeroLayer":
+    _expect(record, where, name=tuple(_CONV_KEYS))
+    conv, skip = _residual(record, where)
+    if conv is None:
         return []
-    _expect(conv, where, name=names, groups=(None, 1))
+    _expect(conv, where, name=_MBCONVS, groups=(None,))
     c_in, c_out = _number(conv, "in_channels", CHANNELS_LIMIT, where), _number(conv, "out_channels", CHANNELS_LIMIT, where)
     c_mid = _middle(conv, c_in, where)
-    use_se = conv.get("use_se", False)
-    if not isinstance(use_se, bool):
-        raise FormatError(f"use_se of {where} must be true or false")
     spec = LayerSpec(
         slot="",
         kind="mbconv",
@@ -199,39 +176,92 @@ def _read_block(record: Mapping[str, Any], where: str, hw_in: int, eps: float) -
         c_mid=c_mid,
         c_out=c_out,
         hw_in=hw_in,
-        c_se=make_divisible(c_mid // 4) if use_se else 0,
+        c_se=make_divisible(c_mid // 4) if _flag(conv, "use_se", where, default=False) else 0,
         kernel=_kernel(conv, where),
         stride=_number(conv, "stride", STRIDE_LIMIT, where),
         act=_act(conv, where),
-        skip=shortcut is not None and shortcut["name"] == "IdentityLayer",
+        skip=skip,
         eps=eps,
     )
-    if spec.skip and (spec.stride, c_in) != (1, c_out):
+    return [_checked_skip(spec, where)]
+
+
+def _residual(record: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any] | None, bool]:
+    """The convolution of a residual block, None where it is none, and whether the input is added to what it gives."""
+    conv, shortcut = record.get(_CONV_KEYS[record["name"]]), record.get("shortcut")
+    if shortcut is not None:
+        _expect(_mapping(shortcut, f"shortcut of {where}"), f"shortcut of {where}", name=("IdentityLayer", "ZeroLayer"))
+        _expect(shortcut, f"shortcut of {where}", use_bn=(False,), act_func=(None,))
+    if conv is None or _mapping(conv, where).get("name") == "ZeroLayer":
+        return None, False
+    return conv, shortcut is not None and shortcut["name"] == "IdentityLayer"
+
+
+def _checked_skip(spec: LayerSpec, where: str) -> LayerSpec:
+    if spec.skip and (spec.stride, spec.c_in) != (1, spec.c_out):
         raise FormatError(f"{where} must keep the shape of what its shortcut adds, but does not")
-    return [spec]
+    return spec
+
+
+def _bottleneck(record: Mapping[str, Any], where: str, hw_in: int, eps: float) -> LayerSpec:
+    _expect(record, where, name=("ResNetBottleneckBlock",), groups=(1,))
+    c_in, c_out = _number(record, "in_channels", CHANNELS_LIMIT, where), _number(record, "out_channels", CHANNELS_LIMIT, where)
+    given = record.get("mid_channels")
+    middle = round(c_out * _ratio(record, where)) if given is None else _number(record, "mid_channels", CHANNELS_LIMIT, where)
+    stride = _number(record, "stride", STRIDE_LIMIT, where)
+    # Where nothing is skipped over, "conv" and "avgpool_conv" are one.
+    _expect(record, where, downsample_mode=("avgpool_conv", "conv") if stride == 1 else ("avgpool_conv",))
+    return LayerSpec(
+        slot="",
+        kind="bottleneck",
+        c_in=c_in,
+        c_mid=make_divisible(middle),
+        c_out=c_out,
+        hw_in=hw_in,
+        kernel=_kernel(record, where),
+        stride=stride,
+        act=_act(record, where),
+        skip=stride == 1 and c_in == c_out,
+        eps=eps,
+    )
 
 
 def _middle(conv: Mapping[str, Any], c_in: int, where: str) -> int:
     """Channels between the convolutions of a block; there is an expansion exactly where the ratio is not 1."""
-    ratio = conv.get("expand_ratio")
-    if type(ratio) not in (int, float) or not 0 < ratio <= CHANNELS_LIMIT:  # type: ignore[operator]
-        raise FormatError(f"expand_ratio of {where} must be a positive number, but is {str(ratio)[:80]}")
+    ratio = _ratio(conv, where)
     given = conv.get("mid_channels")
-    c_mid = round(c_in * ratio) if given is None else _number(conv, "mid_channels", CHANNELS_LIMIT, where)  # type: ignore[operator]
+    c_mid = round(c_in * ratio) if given is None else _number(conv, "mid_channels", CHANNELS_LIMIT, where)
     if (c_mid == c_in) != (ratio == 1) or not 0 < c_mid <= CHANNELS_LIMIT:
         raise FormatError(f"{where} must widen its {c_in} channels by an expand_ratio other than 1, but says {ratio} and {c_mid} channels")
     return c_mid
+
+
+def _ratio(record: Mapping[str, Any], where: str) -> float:
+    ratio = record.get("expand_ratio")
+    if type(ratio) not in (int, float) or not 0 < ratio <= CHANNELS_LIMIT:  # type: ignore[operator]
+        raise FormatError(f"expand_ratio of {where} must be a positive number, but is {str(ratio)[:80]}")
+    return ratio  # type: ignore[return-value]
 
 
 def _pool(before: LayerSpec) -> LayerSpec:
     return LayerSpec(slot="", kind="pool", c_in=before.c_out, c_mid=0, c_out=before.c_out, hw_in=before.hw_out, norm=False)
 
 
-def _read_classifier(config: Mapping[str, Any]) -> LayerSpec:
+def _classifier(config: Mapping[str, Any]) -> LayerSpec:
     record = _mapping(config.get("classifier"), "classifier")
     _expect(record, "classifier", name=("LinearLayer",), use_bn=(False,), act_func=(None,), bias=(True,))
     c_in, c_out = (_number(record, key, CHANNELS_LIMIT, "classifier") for key in ("in_features", "out_features"))
     return LayerSpec(slot="", kind="linear", c_in=c_in, c_mid=0, c_out=c_out, hw_in=1, norm=False, bias=True)
+
+
+def _check_size(layers: Blueprint) -> None:
+    """Raise FormatError for a network that could not be held in memory; so far, only its file was."""
+    found = costs(layers)
+    if found.params > PARAMS_LIMIT or found.activation_bytes > ACTIVATION_LIMIT:
+        raise FormatError(
+            f"it must have at most {PARAMS_LIMIT:,} parameters and {ACTIVATION_LIMIT >> 30} GiB of activations, "
+            f"but has {found.params:,} and {found.activation_bytes / 2**30:,.1f} GiB"
+        )
 
 
 def _check_chain(layers: Iterable[LayerSpec]) -> None:
@@ -241,6 +271,9 @@ def _check_chain(layers: Iterable[LayerSpec]) -> None:
         if spec.c_in != channels:
             raise FormatError(f"layer {number} must take the {channels} channels that come to it, but takes {spec.c_in}")
         channels = spec.c_out
+
+
+# -- entries ---------------------------------------------------------------------------------------------------
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -264,6 +297,13 @@ def _number(record: Mapping[str, Any], key: str, limit: int, where: str = "run.c
     return value
 
 
+def _flag(record: Mapping[str, Any], key: str, where: str, *, default: bool) -> bool:
+    value = record.get(key, default)
+    if not isinstance(value, bool):
+        raise FormatError(f"{key} of {where} must be true or false")
+    return value
+
+
 def _kernel(record: Mapping[str, Any], where: str) -> int:
     kernel = _number(record, "kernel_size", KERNEL_LIMIT, where)
     if kernel % 2 == 0:
@@ -272,7 +312,7 @@ def _kernel(record: Mapping[str, Any], where: str) -> int:
 
 
 def _act(record: Mapping[str, Any], where: str) -> Act:
-    act = record.get("act_func")
+    act = record.get("act_func", "missing")  # for which once-for-all has a default that differs by layer
     if not isinstance(act, str | None) or act not in _READ_ACTS:
         raise FormatError(f"act_func of {where} must be one of {', '.join(map(str, _READ_ACTS))}, but is {str(act)[:80]}")
     return _READ_ACTS[act]

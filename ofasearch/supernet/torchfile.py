@@ -6,15 +6,19 @@ import io
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from ofasearch.errors import FormatError, NotFoundError
 
 FILE_LIMIT = 512 * 2**20  # bytes
 VALUE_LIMIT = 200_000  # values in one file, counted as often as they are referred to
 DEPTH_LIMIT = 32
+NAMED = 5  # keys that a message names; a file of another kind would fill the screen
 LEGACY_PICKLES = 5  # magic number, version, byte order, content, storage names; the bytes of the storages follow
 STORAGES = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
 NAMES = {
@@ -69,6 +73,44 @@ def load_plain(path: Path, what: str) -> dict[Any, Any]:
         raise FormatError(f"{path} must be {what}, but it cannot be read: it holds {type(content).__name__}, not a dictionary")
     _check_plain(path, what, content)
     return content
+
+
+def load_state(path: Path, what: str) -> dict[str, npt.NDArray[np.float32]]:
+    """The state dict of a torch file, bare or under `state_dict`: names without `module.` to float32 arrays; counters are left out.
+
+    Raises as `load_plain`, and FormatError for what is no dense floating-point tensor of its own.
+    """
+    import torch
+
+    content = load_plain(path, what)
+    content = content.get("state_dict", content)
+    if not isinstance(content, Mapping):
+        raise FormatError(f"{path} must hold a state dict, but what it has under 'state_dict' is {type(content).__name__}")
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise FormatError(f"{path} must hold named tensors only, but {str(key)[:80]!r} is {type(value).__name__}")
+        name = key.removeprefix("module.")
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise FormatError(f"{path} must hold dense floating-point tensors, but '{name}' is {value.dtype}, {value.layout}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a small file that claims a huge tensor
+            raise FormatError(f"{path} must hold whole tensors, but '{name}' claims {value.numel()} values and stores fewer")
+        found[name] = value.detach().to(torch.float32).numpy()
+    return found
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first few of the names of a foreign file, for a message."""
+    known = [str(name)[:120] for name in names]
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return ", ".join(known[:NAMED]) + more
+
+
+def spelled(shape: tuple[int, ...]) -> str:
+    """A shape, for a message."""
+    return "x".join(map(str, shape)) or "a scalar"
 
 
 def _calls(path: Path) -> set[str]:

@@ -28,7 +28,7 @@ from ofasearch.report.explain import account_text, change, dear, difference_text
 from ofasearch.space.core import resized
 from ofasearch.space.costs import costs, macs_of
 from ofasearch.space.families import DESIGNS, get_space
-from ofasearch.space.static import net_config, run_config
+from ofasearch.space.static_write import net_config, run_config
 
 A, B = "compofa-mbv3-cifar@r32-4-4-2-2-2", "compofa-mbv3-cifar@r32-2-3-2-4-2"
 pytestmark = pytest.mark.usefixtures("frozen_tables")

@@ -21,7 +21,7 @@ from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.stopwatch import Timing
 from ofasearch.predictor import Predictor, encoder_of, save_predictor
 from ofasearch.space.costs import activation_bytes_of, costs, macs_of, params_of
-from ofasearch.space.static import net_config
+from ofasearch.space.static_write import net_config
 
 BUDGET = 8e6  # MACs; the shipped space reaches from 4.2 to 14.4 M
 

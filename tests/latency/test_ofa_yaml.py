@@ -15,7 +15,7 @@ from ofasearch.latency.ofa_yaml import is_ofa_yaml, load_ofa_yaml, save_ofa_yaml
 from ofasearch.latency.table import ANY, Correction, LatencyTable, Row, TableKey
 from ofasearch.space.core import LayerSpec
 from ofasearch.space.families import get_space, make_divisible
-from ofasearch.space.static import net_config
+from ofasearch.space.static_write import net_config
 
 KEY = TableKey(device="desk", runtime="onnxruntime")
 CONV = "Conv-input:160x160x3-output:80x80x24"

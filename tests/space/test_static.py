@@ -15,7 +15,8 @@ from ofasearch.latency.roofline import DEVICES, estimate_ms
 from ofasearch.space.core import RESOLUTION_LIMIT
 from ofasearch.space.costs import costs
 from ofasearch.space.families import get_space
-from ofasearch.space.static import blueprint_of, net_config, read_net_config, run_config
+from ofasearch.space.static import blueprint_of, read_net_config
+from ofasearch.space.static_write import net_config, run_config
 from ofasearch.supernet.elastic import Network
 
 SPACE = get_space("ofa-mbv3-cifar")
@@ -180,7 +181,7 @@ def broken(path, value):
 
 BLOCK = ("blocks", 1, "conv")
 BAD = [
-    (("name",), "ResNets", "name must be MobileNetV3 or ProxylessNASNets"),
+    (("name",), "MobileNetV2", "name must be MobileNetV3, ProxylessNASNets or ResNets"),
     (("bn",), None, "bn must be an object"),
     (("bn", "eps"), 0, "eps"),
     (("blocks",), {}, "list of 1 to 1000 blocks"),
