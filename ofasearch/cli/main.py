@@ -32,7 +32,7 @@ COMMANDS: Commands = {
     "latency": ("ofasearch.cli.latency", "latency", "Latency tables."),
     "supernet": ("ofasearch.cli.supernet", "supernet", "Shipped supernets and their measured members."),
     "data": ("ofasearch.cli.data", "data", "Data sets: what is in them, what is damaged."),
-    "space": ("ofasearch.cli.space", "space", "Design spaces: list, sample, cost."),
+    "space": ("ofasearch.cli.space", "space", "Design spaces: list, show, sample, cost."),
 }
 
 

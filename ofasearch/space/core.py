@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from string import ascii_lowercase
@@ -626,9 +626,7 @@ class Space:
 
     def kernel_sizes(self, slot: Slot) -> tuple[int, ...]:
         """The kernels that an elastic block can have, ascending; none for layers that every network has."""
-        if slot.setting is None:
-            return ()
-        return tuple(sorted({slot.setting(values)[0] for values in self._parent_values(slot)} - {0}))
+        return tuple(sorted({kernel for kernel, _ in self.settings_of(slot)}))
 
     def _parent_values(self, slot: Slot) -> list[Parents]:
         return list(itertools.product(*((0, *self.genes[p].choices) for p in slot.parents)))
@@ -647,8 +645,16 @@ class Space:
         """Every distinct layer (by shape) that a network of this space can contain, in order of first use."""
         distinct: dict[tuple[object, ...], LayerSpec] = {}
         for slot in self.slots:
-            for values in self._parent_values(slot):
-                layer = slot.layer(values) if values[0] else None
-                if layer is not None:
-                    distinct.setdefault(layer.shape, layer)
+            for layer in self.layers_of(slot):
+                distinct.setdefault(layer.shape, layer)
         return tuple(distinct.values())
+
+    def layers_of(self, slot: Slot) -> Iterator[LayerSpec]:
+        """The layers that a slot can hold, one for each combination of its parents' values."""
+        found = (slot.layer(values) for values in self._parent_values(slot) if values[0])
+        return (layer for layer in found if layer is not None)
+
+    def settings_of(self, slot: Slot) -> set[tuple[int, float]]:
+        """The (kernel, expand ratio) that an elastic block can have; none for layers that every network has."""
+        values = [] if slot.setting is None else [slot.setting(values) for values in self._parent_values(slot)]
+        return {setting for setting in values if setting[0]}

@@ -43,8 +43,9 @@ def read_design(path: Path) -> Design:
 
     Raises NotFoundError, FormatError, which says what of it contradicts itself.
     """
+    record = read_json(path)
     try:
-        return remember(read_json(path))
+        return remember(record)
     except FormatError as error:
         raise FormatError(f"{path} must be the JSON of a design space, but {error}") from error
 
@@ -300,6 +301,10 @@ def _resnet(entries: _Record, shared: Mapping[str, Any]) -> ResNetDesign:
         widths=entries.choices("widths", _is_number(0.01, 4), "numbers from 0.01 to 4"),
     )
     stem.done()
+    if design.depths[0] != 0:
+        raise FormatError(
+            f"depths of a resnet must begin with 0, because 'base' says which blocks are always there, but are {list(design.depths)}"
+        )
     _check_resnet(design)
     return design
 
