@@ -68,11 +68,13 @@ def space_card(name: str) -> dict[str, Any]:
 def named_space(card: Mapping[str, Any]) -> str:
     """The name that such a card says; a design with it is known from now on.
 
-    Raises KeyError without a name, FormatError for a record that is no design.
+    Raises KeyError without a name, TypeError for one that is no text, FormatError for a record that is no design.
     """
+    if not isinstance(card["space"], str):
+        raise TypeError(f"the name of a space must be text, but is {type(card['space']).__name__}")
     if card.get("design") is not None:
         remember(card["design"])
-    return str(card["space"])
+    return card["space"]
 
 
 def design_record(design: Design) -> dict[str, Any]:
