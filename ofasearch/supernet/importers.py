@@ -25,7 +25,7 @@ from ofasearch.space.own import Design
 from ofasearch.space.resnet import ResNetDesign
 from ofasearch.supernet.foreign_keys import FAMILIES, Family, Naming, family_of_keys
 from ofasearch.supernet.torchfile import load_plain
-from ofasearch.supernet.weights import Array, Weights, full_shapes, matrix_shapes, restrict
+from ofasearch.supernet.weights import Array, Weights, check_values, full_shapes, matrix_shapes, restrict
 
 NAMED = 5  # keys that a message names; a file of another kind would fill the screen
 HEAD = "head.classifier.linear.weight"
@@ -66,11 +66,12 @@ class Checkup:
     def weights(self) -> Weights:
         """The weights of what was trained.
 
-        Raises FormatError (NaN, infinity) and MismatchError (missing, unknown and misshapen keys), by name.
+        Raises FormatError (NaN, infinity, absurd numbers) and MismatchError (missing, unknown and misshapen keys), by name.
         """
         kind = FormatError if self.not_finite else MismatchError
         if self.problems:
             raise kind(f"{self.path} must hold exactly the weights of {_base_of(self.space)}, but it {', it '.join(self.problems)}")
+        check_values(self.path, self.arrays)
         space = get_space(self.space, classes=self.classes)
         preprocessing = replace(IMAGENET, size=max(space.resolutions))
         training = {"imported_from": self.path.name, "phase": self.phase}

@@ -176,6 +176,16 @@ def test_shapes_and_nans_are_named(saved, space):
         found.weights()
 
 
+@pytest.mark.parametrize("space", SMALL)
+def test_numbers_that_no_network_has_are_refused(saved, space):
+    key = PROJECTS[space][1].replace("bias", "running_var")
+    for value, text in ((-1.0, "variances of at least 0"), (1e30, "a number beyond 1e\\+09")):
+        content = state(space)
+        content[key][0] = value
+        with pytest.raises(FormatError, match=text):
+            load_official(saved("absurd", content))
+
+
 def with_head(content, space, weight, bias):
     """The same checkpoint with another classifier."""
     name = BIAS[space]

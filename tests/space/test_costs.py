@@ -27,6 +27,12 @@ PUBLISHED = [
     ("ofa-mbv3-w1.2", "largest", 160, 433.6, 10.70),
     ("ofa-mbv3-w1.2", "largest", 224, 843.1, 10.70),
     ("ofa-mbv3-w1.2", "D4E3K3", 224, 351.1, None),
+    ("ofa-proxyless-w1.3", "smallest", 224, 265.5, 3.72),
+    ("ofa-proxyless-w1.3", "largest", 224, 1004.9, 7.94),
+    ("ofa-resnet50", "smallest", 128, 315.1, 6.54),
+    ("ofa-resnet50", "smallest", 224, 962.2, 6.54),
+    ("ofa-resnet50", "largest", 128, 2447.6, 48.11),
+    ("ofa-resnet50", "largest", 224, 7491.6, 48.11),
 ]
 
 
