@@ -54,8 +54,7 @@ GRADIENT_SUBNETS = 4
 class Profile:
     """How large the runs of a machine are."""
 
-    compound: str
-    elastic: str
+    spaces: Mapping[str, str]  # by what a row calls them
     images: int | None  # of the training split; None for all
     epochs: int
     steps_budget: int  # epochs times mean networks per step that "equal gradient steps" rows may spend
@@ -66,8 +65,12 @@ class Profile:
 
 PROFILES = {
     "cpu": Profile(
-        compound="compofa-mbv3-cifar-w0.15",
-        elastic="ofa-mbv3-cifar-w0.15",
+        spaces={
+            "compound": "compofa-mbv3-cifar-w0.15",
+            "elastic": "ofa-mbv3-cifar-w0.15",
+            "proxyless": "ofa-proxyless-cifar-w0.15",
+            "resnet": "ofa-resnet50-cifar-w0.10",
+        },
         images=10_000,
         epochs=5,
         steps_budget=10,
@@ -76,8 +79,12 @@ PROFILES = {
         recipe={"batch_size": 64, "lr": 0.05, "weight_decay": 3e-4},
     ),
     "gpu": Profile(
-        compound="compofa-mbv3-32-w1.0",
-        elastic="ofa-mbv3-32-w1.0",
+        spaces={
+            "compound": "compofa-mbv3-32-w1.0",
+            "elastic": "ofa-mbv3-32-w1.0",
+            "proxyless": "ofa-proxyless-32-w1.0",
+            "resnet": "ofa-resnet50-cifar-w1.0",
+        },
         images=None,
         epochs=200,
         steps_budget=400,
@@ -96,7 +103,7 @@ class Row:
     strategy: str
     options: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    elastic: bool = False  # the whole once-for-all space instead of the compound one
+    family: str = "compound"  # the space of the profile: compound, elastic (the whole once-for-all space), proxyless or resnet
     epochs: float = 1.0
     equal_steps: bool = False  # as many epochs as the budget of gradient steps allows
     gradients: bool = False  # compare subnets' gradients with the full model's on the way
@@ -108,6 +115,8 @@ SPACES = "once-for-all's and CompOFA's schedules on each other's space (CompOFA,
 DEPS = "DepS's ablations"
 SELECTION = "RSS: which subnet an epoch trains"
 RECIPES = "batch size, dropout and rate (RSS, supplement 2)"
+PROXYLESS = "ProxylessNAS's networks (RSS, supplement 3; DepS, section 5)"
+RESNET = "ResNet50's networks"
 SHORT = 180 / 590  # epochs of RSS-Short relative to RSS
 
 ROWS: dict[str, Row] = {
@@ -123,10 +132,10 @@ ROWS: dict[str, Row] = {
     "bignas-steps": Row(question=STEPS, strategy="bignas", equal_steps=True),
     "deps-steps": Row(question=STEPS, strategy="deps", equal_steps=True),
     "rss-steps": Row(question=STEPS, strategy="rss", equal_steps=True),
-    "ofa-on-ofa": Row(question=SPACES, strategy="ofa", elastic=True),
-    "compofa-on-ofa": Row(question=SPACES, strategy="compofa", elastic=True),
-    "deps-on-ofa": Row(question=SPACES, strategy="deps", elastic=True),
-    "rss-on-ofa": Row(question=SPACES, strategy="rss", elastic=True),
+    "ofa-on-ofa": Row(question=SPACES, strategy="ofa", family="elastic"),
+    "compofa-on-ofa": Row(question=SPACES, strategy="compofa", family="elastic"),
+    "deps-on-ofa": Row(question=SPACES, strategy="deps", family="elastic"),
+    "rss-on-ofa": Row(question=SPACES, strategy="rss", family="elastic"),
     "deps-warmup-25": Row(question=DEPS, strategy="deps", options={"warmup_share": 0.25}, gradients=True),
     "deps-warmup-75": Row(question=DEPS, strategy="deps", options={"warmup_share": 0.75}, gradients=True),
     "deps-without-epsilon": Row(question=DEPS, strategy="deps", options={"epsilon": 1.0}, gradients=True),
@@ -141,6 +150,9 @@ ROWS: dict[str, Row] = {
     "rss-min-then-max": Row(question=SELECTION, strategy="rss", options={"selection": "min-then-max"}),
     "rss-alternating": Row(question=SELECTION, strategy="rss", options={"selection": "alternating"}),
 }
+for _family, _question in (("proxyless", PROXYLESS), ("resnet", RESNET)):
+    for _method, _share in (("ofa", 1.0), ("deps", 1.0), ("rss", 1.0), ("rss-short", SHORT)):
+        ROWS[f"{_method}-{_family}"] = Row(question=_question, strategy=_method, family=_family, epochs=_share)
 _BASE = {"lr": 0.01, "dropout": 0.1, "batch_size": 64}
 for _name, _strategy, _length in (("rss-short", "rss-short", SHORT), ("ofa", "ofa", 1.0)):
     for _change, _values in (
@@ -199,7 +211,7 @@ def mean_passes(strategy: Strategy, space: Space) -> float:
 def run(name: str, profile_name: str, found: Material, work: Path, device: torch.device) -> dict[str, Any]:
     """Train one row and score it."""
     row, profile = ROWS[name], PROFILES[profile_name]
-    space = get_space(profile.elastic if row.elastic else profile.compound, classes=found.data.classes)
+    space = get_space(profile.spaces[row.family], classes=found.data.classes)
     strategy = make_strategy(row.strategy, dict(row.options), space)
     epochs = epochs_of(row, profile, strategy, space)
     settings = {"warmup_epochs": min(1.0, epochs / 10)} | dict(profile.recipe) | dict(strategy.recipe) | dict(row.config)
