@@ -24,6 +24,7 @@ COMMANDS: Commands = {
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
     "flips": ("ofasearch.cli.flips", "flips", "What a new network gets wrong that an old one got right."),
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),
+    "quantize": ("ofasearch.cli.quantize", "quantize", "Write a network in int8 and say what it costs."),
     "bench": ("ofasearch.cli.subnet", "bench", "Time an ONNX file on this machine."),
     "inspect": ("ofasearch.cli.subnet", "inspect", "Show what a file says of itself."),
     "explain": ("ofasearch.cli.explain", "explain", "Where the milliseconds and MACs of a network go."),

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.deploy.export import build_onnx, random_weights
+from ofasearch.deploy.quantize import Recipe, prepared, quantise
 from ofasearch.errors import NotFoundError, UsageError
 from ofasearch.latency.machine import check_run, cpu_device, cuda_device
 from ofasearch.latency.onnx_model import OnnxModel
@@ -94,7 +95,7 @@ def inputs_of(blueprint: Blueprint, batch: int) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntime:
-    """ONNX Runtime, one provider; int8 is static quantisation with quantise-dequantise pairs, per tensor."""
+    """ONNX Runtime, one provider; int8 is `deploy.quantize`'s standard recipe: nothing in float, a scale per channel."""
 
     key: TableKey
     provider: str = "CPUExecutionProvider"
@@ -113,7 +114,7 @@ class OnnxRuntime:
         content = build_onnx(blueprint, random_weights(blueprint, np.random.default_rng(SEED)), batch=self.key.batch)
         inputs = inputs_of(blueprint, self.key.batch)
         if self.key.precision == "int8":
-            content = quantise(content, inputs)
+            content = quantise(prepared(content), lambda: [inputs], Recipe())
         return OnnxRunner(content, inputs, tuple(layer_key(s, i) for i, s in enumerate(blueprint)), self.key.threads, self.provider)
 
 
@@ -175,35 +176,6 @@ def read_profile(events: list[dict[str, Any]], layers: tuple[str, ...]) -> Trace
         layer_ms[run, current] += (duration + 0.5) / 1000
         counts[run, current] += 1
     return Trace(layer_ms, np.array([duration / 1000 for _, duration in starts]), counts[-1])
-
-
-def quantise(content: bytes, inputs: npt.NDArray[np.float32]) -> bytes:
-    """The ONNX file in int8 (quantise-dequantise pairs, per tensor), its ranges taken from the inputs.
-
-    Per channel is more exact for most networks, but ruins MobileNetV3 (microsoft/onnxruntime#11415).
-    """
-    import logging
-
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = [{"input": inputs}]
-
-        def get_next(self) -> dict[str, Any] | None:
-            return self._left.pop() if self._left else None
-
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        before.write_bytes(content)
-        silenced = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it advises a preprocessing that this graph does not need
-        try:
-            types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-            quantize_static(before, after, Reader(), quant_format=QuantFormat.QDQ, per_channel=False, **types)
-        finally:
-            logging.disable(silenced)
-        return after.read_bytes()
 
 
 # -- torch -----------------------------------------------------------------------------------------------------

@@ -278,6 +278,37 @@ def flips(
     return last(flips_events(request), FlipsResult).record
 
 
+def quantize(
+    model: str | Path,
+    *,
+    out: str | Path,
+    data: str,
+    supernet: str | None = None,
+    preprocessing: str | None = None,
+    per_channel: bool | None = None,
+    floating: tuple[str, ...] | None = None,
+    method: str = "minmax",
+    reduce_range: bool = False,
+    calibration_images: int = 500,
+    images: int | None = None,
+    timed: bool = True,
+    batch: int | None = None,
+    threads: int = 1,
+    seconds: float = 2.0,
+) -> dict[str, Any]:
+    """Write a network in int8 and say what it costs; the fields of `ofasearch quantize --json`.
+
+    `floating` are the parts that stay in float (`ends`, `gates`, `activations`); None: those that help.
+    Raises the errors of `ofasearch.errors`.
+    """
+    given = locals()
+    from ofasearch.jobs.quantize import QuantizeRequest, QuantizeResult
+    from ofasearch.jobs.quantize import quantize as quantize_events
+
+    request = QuantizeRequest(**given | {"model": str(model), "out": Path(out)})
+    return last(quantize_events(request), QuantizeResult).record
+
+
 __all__ = [
     "bench",
     "diff",
@@ -289,6 +320,7 @@ __all__ = [
     "inspect",
     "last",
     "pareto",
+    "quantize",
     "regnas",
     "replay",
     "train_supernet",
