@@ -18,6 +18,7 @@ import inspect
 import io
 import logging
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from ofasearch.errors import FormatError
 
@@ -117,6 +118,9 @@ def _check(model: onnx.ModelProto, name: str) -> None:
         raise FormatError(f"{name} must be of opset {LEAST_OPSET} or later to be quantised, but is of opset {opset}; export it anew")
     if not kinds & set(WEIGHTED):
         raise FormatError(f"{name} must have convolutions or matrix products to be quantised, but has none")
+    floats = (numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    if not all(np.isfinite(array).all() for array in floats):
+        raise FormatError(f"{name} must have finite weights to be quantised, but has infinities or NaN")
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -144,6 +148,13 @@ def sensitive_parts(content: bytes) -> dict[Part, tuple[str, ...]]:
     found = {"ends": _ends(graph), "gates": _products(graph, POOLS), "activations": _products(graph, ())}
     named = {part: [node for node in graph.nodes if node.name in found[part]] for part in PARTS}
     return {part: tuple(n.name for n in nodes) for part, nodes in named.items() if any(n.op_type in known for n in nodes)}
+
+
+def leaves_some(content: bytes, floating: Iterable[Part]) -> bool:
+    """Whether layers with weights remain to be quantised when these parts stay in float."""
+    parts = sensitive_parts(content)
+    kept = {name for part in floating for name in parts.get(part, ())}
+    return any(node.op_type in WEIGHTED and node.name not in kept for node in _graph_of(content).nodes)
 
 
 def _quantised_kinds() -> set[str]:
@@ -261,11 +272,11 @@ def _reader(name: str, batches: Iterator[Inputs]) -> Any:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without the advice and the progress that the quantiser logs and prints."""
+    """Without the advice, the progress and the warnings of the quantiser: what matters of them shows in what it gives."""
     silenced = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(silenced)

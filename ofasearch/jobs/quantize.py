@@ -232,7 +232,7 @@ def _latency(timed: Timed | None, one: Tried, batch: int, threads: int) -> dict[
 def _metadata(subject: Subject, source: _Source, one: Tried, record: Mapping[str, Any]) -> dict[str, str]:
     """What the int8 file says of itself: what the float32 file said, and what was done. No timings: same inputs, same bytes."""
     size = input_size(subject.classifier.name, subject.model, subject.preprocessing, subject.calibration)
-    kept = {key: value for key, value in source.metadata.items() if key not in OF_FLOAT}
+    kept = {key: value for key, value in sorted(source.metadata.items()) if key not in OF_FLOAT}
     kept["preprocessing"] = json.dumps({**subject.preprocessing.to_json(), "size": size})
     told = {key: _value(source.metadata[key]) for key in OF_FLOAT if key in source.metadata}
     done = {

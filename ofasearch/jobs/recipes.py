@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ofasearch.data import DataSet, Preprocessing, Split, SplitName
-from ofasearch.deploy.quantize import Inputs, Method, Part, Recipe, counted, quantise, sensitive_parts
+from ofasearch.deploy.quantize import Inputs, Method, Part, Recipe, counted, leaves_some, quantise, sensitive_parts
 from ofasearch.deploy.runtime import LoadedOnnx, get_runtime
 from ofasearch.errors import CalibrationError, MismatchError, UsageError
 from ofasearch.jobs.classifier import Classifier, Predicted, PredictionProgress, live_predictions
@@ -126,9 +126,10 @@ def try_recipes(
         return
     plain = found[choose(found)]
     for part in parts:
-        yield from tried(plain.recipe.per_channel, (part,))
+        if leaves_some(subject.content, (part,)):
+            yield from tried(plain.recipe.per_channel, (part,))
     helpful = tuple(t.recipe.floating[0] for t in found[len(schemes) :] if t.top1 - plain.top1 >= GAIN)
-    if len(helpful) > 1:
+    if len(helpful) > 1 and leaves_some(subject.content, helpful):
         yield from tried(plain.recipe.per_channel, helpful)
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ofasearch.deploy.export import build_onnx, random_weights
-from ofasearch.deploy.quantize import Recipe, counted, prepared, quantise, read_graph, sensitive_parts, with_metadata
+from ofasearch.deploy.quantize import Recipe, counted, leaves_some, prepared, quantise, read_graph, sensitive_parts, with_metadata
 from ofasearch.errors import FormatError
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.space.core import LayerSpec
@@ -279,3 +279,21 @@ def test_a_single_layer_can_be_quantised():
     spec = LayerSpec(slot="", kind="linear", c_in=3, c_mid=0, c_out=5, hw_in=1)
     content = prepared(build_onnx((spec,), random_weights((spec,), np.random.default_rng(0))))
     assert counted(quantise(content, lambda: [inputs(size=1)], Recipe())).int8 == 1
+
+
+def test_a_network_of_ends_alone_leaves_nothing_to_quantise(ours):
+    net = Builder()
+    net.head("x", 3)
+    content = prepared(net.content())
+    assert leaves_some(content, ())
+    assert not leaves_some(content, ("ends",))
+    with pytest.raises(FormatError, match="none of them became int8"):
+        quantise(content, lambda: [inputs()], Recipe(floating=("ends",)))
+    assert leaves_some(ours, ("ends", "gates"))
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    model = onnx.load_from_string(mobile())
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, dtype=np.float32), "c0"))
+    with pytest.raises(FormatError, match="must have finite weights to be quantised"):
+        prepared(model.SerializeToString())
