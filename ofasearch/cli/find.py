@@ -174,6 +174,10 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "top1" in measured:
         how = "shipped predictions" if measured["source"] == "shipped" else "evaluated now"
         facts.append(("test top-1", f"{100 * measured['top1']:.2f} %  ({how}, {measured['n']:,} images)"))
+    if "int8" in measured:
+        int8, size = measured["int8"], f"{measured['int8']['size_bytes'] / 1e6:.3f} MB"
+        flips = f"{100 * int8['flips']['nfr']:.2f} % of the images flip to wrong"
+        facts.append(("int8 test top-1", f"{100 * int8['test_top1']:.2f} %  (evaluated now, {size}; {flips})"))
     if "latency_ms_p50" in measured:
         device = next(d["device"] for d in record["devices"] if "measured" in d)
         facts.append(

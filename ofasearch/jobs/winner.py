@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.data import DataSet
+from ofasearch.deploy.quantize import Recipe
 from ofasearch.errors import ArchError, MismatchError
 from ofasearch.jobs.answer import answer_record
 from ofasearch.jobs.choose import Candidate, Outcome
@@ -26,6 +27,7 @@ from ofasearch.jobs.deliver import (
     uncalibrated_subnet,
     write_configs,
 )
+from ofasearch.jobs.quantize import QuantizeRequest, QuantizeResult, quantize
 from ofasearch.jobs.searching import FindProgress, FindRequest
 from ofasearch.jobs.setup import Setup
 from ofasearch.latency.machine import fingerprint, load_warning
@@ -33,6 +35,7 @@ from ofasearch.latency.stopwatch import timing_json
 from ofasearch.records import write_atomic
 from ofasearch.space.core import Blueprint, Codes
 
+INT8_FILE = "subnet.int8.onnx"
 FALL = 0.1  # of top-1 between what the search went by and the test split, beyond which something is wrong
 
 FACTS = (  # of the answer, that the files themselves tell
@@ -66,10 +69,15 @@ def deliver_winner(
     if why_not:
         notes.append(why_not)
     record["measured"], tested = _measured(request, setup, winner), None
-    files = (("onnx", "subnet.onnx"), ("subnet", "subnet.pt")) if subnet is not None else ()
+    files: tuple[tuple[str, str], ...] = (("onnx", "subnet.onnx"), ("subnet", "subnet.pt")) if subnet is not None else ()
     if subnet is not None:  # first, because it proves the network before anything is written
         measured, tested = yield from _export(folder, subnet, setup, codes, data, record)
         record["measured"] |= measured
+    if subnet is not None and request.question.precision == "int8":
+        int8, why_not = yield from _quantised(request, folder, data)
+        record["measured"] |= {"int8": int8} if int8 else {}
+        files += (("onnx_int8", INT8_FILE),) if int8 else ()
+        notes += [why_not] if why_not else []
     record["files"], not_written = _configs(folder, setup.space.blueprint(codes))
     notes += not_written
     record["files"] |= {name: str((folder / file).absolute()) for name, file in files}
@@ -174,6 +182,29 @@ def _export(
     write_atomic(folder / "subnet.onnx", onnx_bytes(subnet, facts))
     save_subnet(folder / "subnet.pt", subnet, facts)
     return measured, tested
+
+
+def _quantised(
+    request: FindRequest, folder: Path, data: DataSet | None
+) -> Generator[FindProgress, None, tuple[dict[str, Any], str | None]]:
+    """Write the winner in int8, by the recipe that int8 latencies are measured with; what it gets right, or why there is none."""
+    if request.data is None or data is None or not data.classes:
+        lacking = "labelled images" if data is not None else "calibration images"
+        return {}, f"the search was for int8, but only float32 files were written, because there are no {lacking}: add --data with such"
+    asked = QuantizeRequest(
+        model=str(folder / "subnet.onnx"),
+        out=folder / INT8_FILE,
+        data=request.data,
+        images=request.images,
+        per_channel=Recipe().per_channel,
+        floating=Recipe().floating,
+        timed=False,
+    )
+    for event in quantize(asked):
+        if isinstance(event, QuantizeResult):
+            return {**event.record["int8"], "flips": event.record["flips"]}, None
+        yield FindProgress(phase=event.phase, done=event.done, total=event.total, eta_seconds=event.eta_seconds)
+    raise AssertionError("a job ends with its result")
 
 
 def _test(subnet: Subnet, data: DataSet) -> Generator[FindProgress, None, Predicted]:

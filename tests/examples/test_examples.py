@@ -35,3 +35,18 @@ def test_an_update_breaks_less_than_the_most_accurate_network(tmp_path, monkeypa
     expected = [measured[key] for key in ("top1_ref", "top1", "nfr", "pfr")] + [plain["measured"][key] for key in ("top1", "nfr")]
     assert rates == [round(100 * value, 2) for value in expected]
     assert {path.name for path in (tmp_path / "update").iterdir()} == {"first", "second", "plain", "model150.pt"}
+
+
+def test_an_int8_export_says_what_it_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["int8_export.py", str(tmp_path / "int8")])
+    facts = runpy.run_path(str(EXAMPLES / "int8_export.py"), run_name="__main__")
+    out = capsys.readouterr().out.splitlines()
+    made = facts["made"]
+    assert out[0].startswith(f"scales per {'channel' if made['recipe']['per_channel'] else 'tensor'}, ")
+    rates = [float(number) for number in re.findall(r"(\d+\.\d+) %", "\n".join(out))]
+    expected = [made["fp32"]["test_top1"], made["int8"]["test_top1"], made["flips"]["nfr"], made["flips"]["pfr"]]
+    assert rates == [round(100 * value, 2) for value in expected]
+    assert (
+        out[-1] == f"size {made['fp32']['size_bytes']:,} -> {made['int8']['size_bytes']:,} bytes, latency times {made['latency_ratio']:.2f}"
+    )
+    assert {"subnet.onnx", "subnet.int8.onnx"} <= {path.name for path in (tmp_path / "int8").iterdir()}
