@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ofasearch-int8")
+    parser.add_argument("--only", default=",".join(NETWORKS), help="these networks; the others as a former call found them")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -47,7 +48,10 @@ def main() -> None:
         add_timings(options.out, options.work)
         return
     data = load_data(options.data)
-    rows = [judge(name, depth, data, options.work) for name, depth in NETWORKS.items()]
+    for name, depth in NETWORKS.items():
+        if name in options.only.split(","):
+            write_json(options.work / f"{name}.json", judge(name, depth, data, options.work))
+    rows = [read_json(options.work / f"{name}.json") for name in NETWORKS if (options.work / f"{name}.json").is_file()]
     write_json(options.out, provenance(data=data.name, supernet=zoo.DEFAULT_SUPERNET, rows=rows))
 
 
