@@ -3,8 +3,8 @@
 OMP_NUM_THREADS=1 python benchmarks/deploy/quantize.py --data ../shared/data/cifar10 --out benchmarks/results/<machine>/deploy/quantize.json
 OMP_NUM_THREADS=1 python benchmarks/deploy/quantize.py --time --out benchmarks/results/<machine>/deploy/quantize.json
 
-The first call writes accuracies, flips and sizes of all recipes and of calibration methods; the files stay below --work. The second
-one, on an otherwise idle machine, times the files of each network in turn in one run (batch 1 and 16) and adds that to the record.
+The first call writes accuracies, flips and sizes of all recipes and of calibration methods; what it found stays below --work, and --only
+does some networks. The second one, on an otherwise idle machine, times the files of each network in turn in one run (batch 1 and 16).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SECONDS = 1.5  # a file
 def main() -> None:
     """Run the benchmark and write its record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data", default="cifar10", help="data set")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ofasearch-int8")
     parser.add_argument("--only", default=",".join(NETWORKS), help="these networks; the others as a former call found them")
     parser.add_argument("--time", action="store_true")
@@ -45,14 +45,16 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     if options.time:
-        add_timings(options.out, options.work)
-        return
-    data = load_data(options.data)
-    for name, depth in NETWORKS.items():
-        if name in options.only.split(","):
-            write_json(options.work / f"{name}.json", judge(name, depth, data, options.work))
-    rows = [read_json(options.work / f"{name}.json") for name in NETWORKS if (options.work / f"{name}.json").is_file()]
-    write_json(options.out, provenance(data=data.name, supernet=zoo.DEFAULT_SUPERNET, rows=rows))
+        write_json(options.work / "timings.json", timings(options.work))
+    else:
+        data = load_data(options.data)
+        for name, depth in NETWORKS.items():
+            if name in options.only.split(","):
+                write_json(options.work / f"{name}.json", judge(name, depth, data, options.work))
+    parts = {name: options.work / f"{name}.json" for name in (*NETWORKS, "timings")}
+    found = {name: read_json(path) for name, path in parts.items() if path.is_file()}
+    rows = [found[name] for name in NETWORKS if name in found]
+    write_json(options.out, provenance(supernet=zoo.DEFAULT_SUPERNET, networks=rows, latency=found.get("timings", {})))
 
 
 def judge(name: str, depth: str, data: DataSet, work: Path) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def judge(name: str, depth: str, data: DataSet, work: Path) -> dict[str, Any]:
     source = _source(QuantizeRequest(model=arch, out=work / "unused.onnx", data=data.name), data)
     (work / f"{name}-{FLOAT}.onnx").write_bytes(source.content)
     before = {split: predictions_of(source.classifier, data, split) for split in ("validation", "test")}
-    row: dict[str, Any] = {"name": name, "arch_id": arch, "size_bytes": source.size_bytes}
+    row: dict[str, Any] = {"name": name, "arch_id": arch, "data": data.name, "size_bytes": source.size_bytes}
     row |= {f"{split}_top1": top1(found, data, split) for split, found in before.items()}
     parts = tuple(sensitive_parts(source.content))
     subsets = [s for n in range(len(parts) + 1) for s in itertools.combinations(parts, n)]
@@ -108,21 +110,18 @@ def top1(found: Any, data: DataSet, split: Any) -> float:
     return float(np.mean(found == data[split].labels))
 
 
-def add_timings(out: Path, work: Path) -> None:
-    """Time the kept files, those of each network in one run."""
-    record = read_json(out)
-    record["timed"] = provenance(load_before=load_warning())
-    for row in record["rows"]:
-        files = {key: work / f"{row['name']}-{key}.onnx" for key in [FLOAT, *(r["recipe"] for r in row["recipes"])]}
-        row["latency"] = {}
-        for batch in BATCHES:
-            contents = {key: path.read_bytes() for key, path in files.items()}
-            timed = time_together(contents, batch=batch, threads=1, seconds=SECONDS)
-            p50 = timed.timings[FLOAT].p50
-            row["latency"][str(batch)] = {key: {**timing_json(t), "ratio": t.p50 / p50} for key, t in timed.timings.items()}
-            print(row["name"], batch, {key: round(t.p50 / p50, 3) for key, t in timed.timings.items()}, timed.notes, flush=True)
-            record["timed"] |= {"device": timed.key.device, "runtime": timed.key.runtime, "threads": 1}
-    write_json(out, record)
+def timings(work: Path) -> dict[str, Any]:
+    """Time the kept files, those of each network in one run; `ratio` is to float32 in that run."""
+    record: dict[str, Any] = {"load_before": load_warning()}
+    for name, batch in itertools.product(NETWORKS, BATCHES):
+        files = {path.stem.removeprefix(f"{name}-"): path.read_bytes() for path in sorted(work.glob(f"{name}-*.onnx"))}
+        timed = time_together(files, batch=batch, threads=1, seconds=SECONDS)
+        p50 = timed.timings[FLOAT].p50
+        found = {key: {**timing_json(t), "ratio": t.p50 / p50} for key, t in timed.timings.items()}
+        record |= {"device": timed.key.device, "runtime": timed.key.runtime, "threads": 1}
+        record.setdefault("networks", []).append({"name": name, "batch": batch, "files": found, "notes": list(timed.notes)})
+        print(name, batch, {key: round(row["ratio"], 3) for key, row in found.items()}, timed.notes, flush=True)
+    return record
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ofasearch.deploy.quantize import Recipe, counted, leaves_some, prepared, qu
 from ofasearch.errors import FormatError
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.space.core import LayerSpec
+from ofasearch.space.families import get_space
 
 RECIPES = [Recipe(), Recipe(per_channel=False), Recipe(floating=("ends",)), Recipe(floating=("gates",)), Recipe(reduce_range=True)]
 
@@ -297,3 +298,18 @@ def test_weights_that_are_no_numbers_are_refused():
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, dtype=np.float32), "c0"))
     with pytest.raises(FormatError, match="must have finite weights to be quantised"):
         prepared(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("name", "size"), [("ofa-proxyless-w1.3", 32), ("ofa-resnet50", 64), ("ofa-mbv3-w1.0", 32)])
+def test_every_family_becomes_int8(name, size):
+    space = get_space(name).with_resolutions([size])
+    blueprint = space.blueprint(space.smallest())
+    content, x = prepared(build_onnx(blueprint, random_weights(blueprint, np.random.default_rng(0)))), inputs(2, size)
+    found = quantise(content, lambda: [x], Recipe())
+    assert counted(found).int8 == counted(found).weighted > 30
+    assert len(found) < 0.35 * len(content)
+    kinds_left = {node.op_type for node in onnx.load_from_string(found).graph.node}
+    assert not kinds_left & {"Clip", "Relu"}  # the ranges do what they did
+    exact, rough = OnnxModel(content)(x), OnnxModel(found)(x)
+    assert 0 < np.abs(exact - rough).max() < 0.15 * np.abs(exact).max()
+    assert ("gates" in sensitive_parts(content)) == ("mbv3" in name)
