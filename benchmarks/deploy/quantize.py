@@ -4,7 +4,8 @@ OMP_NUM_THREADS=1 python benchmarks/deploy/quantize.py --data ../shared/data/cif
 OMP_NUM_THREADS=1 python benchmarks/deploy/quantize.py --time --out benchmarks/results/<machine>/deploy/quantize.json
 
 The first call writes accuracies, flips and sizes of all recipes and of calibration methods; what it found stays below --work, and --only
-does some networks. The second one, on an otherwise idle machine, times the files of each network in turn in one run (batch 1 and 16).
+does some networks. The second one, on an otherwise idle machine, times the files of each network in turn in one run (batch 1 and 16);
+every call adds a pass.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     if options.time:
-        write_json(options.work / "timings.json", timings(options.work))
+        former = read_json(options.work / "timings.json") if (options.work / "timings.json").is_file() else []
+        write_json(options.work / "timings.json", [*former, timings(options.work)])
     else:
         data = load_data(options.data)
         for name, depth in NETWORKS.items():
@@ -54,7 +56,7 @@ def main() -> None:
     parts = {name: options.work / f"{name}.json" for name in (*NETWORKS, "timings")}
     found = {name: read_json(path) for name, path in parts.items() if path.is_file()}
     rows = [found[name] for name in NETWORKS if name in found]
-    write_json(options.out, provenance(supernet=zoo.DEFAULT_SUPERNET, networks=rows, latency=found.get("timings", {})))
+    write_json(options.out, provenance(supernet=zoo.DEFAULT_SUPERNET, networks=rows, latency=found.get("timings", [])))
 
 
 def judge(name: str, depth: str, data: DataSet, work: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.stopwatch import timing_json
 from ofasearch.records import check_writable, parse_json, write_atomic
 
-CALIBRATION_IMAGES = 500  # 2,000 are no better (benchmarks/deploy/quantize.py)
+CALIBRATION_IMAGES = 500  # 2,000 are no better: outliers widen the ranges (benchmarks/deploy/quantize.py)
 SECONDS = 2.0  # of timing a file
 FLOAT = "float32"  # the name of the original among the timed files
 OF_FLOAT = (  # metadata that tell what was found of the float32 network; they stay, but as its own
