@@ -99,7 +99,8 @@ def _resnet(config: Mapping[str, Any], resolution: int, eps: float) -> list[Plac
     layers: list[Placed] = []
     for index, where, record in _records(config, "input_stem"):
         size = _left(layers) if layers else resolution
-        if record.get("name") not in _CONV_KEYS:
+        _expect(record, where, name=("ConvLayer", *_CONV_KEYS))
+        if record["name"] == "ConvLayer":
             layers.append((f"input_stem.{index}", _conv(record, where, size, eps)))
             continue
         conv, skip = _residual(record, where)

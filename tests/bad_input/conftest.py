@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from damage import ARCH, DESIGN, png
+from publish import publish
 
 from ofasearch.cli.main import run
 from ofasearch.data import Preprocessing
@@ -111,6 +112,7 @@ def _write_all(folder):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     lines = [f'{n},"{ {k: v for k, v in pair.items() if k != "top1"} }",{100 * pair["top1"]}' for n, pair in enumerate(pairs)]
     (folder / "pairs.csv").write_text("\n".join(["n,Sub-network,Top-1 Acc (%)", *lines]) + "\n")
+    publish(folder / "published", space.blueprint(space.largest()))
     (folder / "record.json").write_text(json.dumps({"top1": 0.5, "names": ["a", "b"], "nested": {"n": [1, 2, 3]}}))
 
     for command in (

@@ -48,6 +48,8 @@ DOORS = {
     "onnx": ("subnet.onnx", "eval subnet.onnx --data images.parquet --json"),
     "predictions": ("predictions.npz", "flips predictions.npz subnet.pt --data images.parquet --json"),
     "record": ("record.json", "inspect record.json --json"),
+    "published": ("published/init", "export published -o former.onnx --json"),
+    "config": ("published/net.config", "space cost published --json"),
 }
 
 
@@ -64,6 +66,8 @@ FORMATS = (
     ("images",),
     ("onnx",),
     ("predictions",),
+    ("published",),
+    ("config",),  # an even number of groups from the records, whose door takes any JSON
 )
 
 

@@ -3,7 +3,7 @@
 import pytest
 from damage import DOORS, FATAL, flip, recoded, strangers, swapped
 
-TEXT = ("lookup", "table", "card", "pairs", "accuracies", "record")
+TEXT = ("lookup", "table", "card", "pairs", "accuracies", "record", "config")
 
 
 @pytest.mark.parametrize("kind", DOORS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from damage import DOORS
 
-TORCH = ("subnet", "checkpoint", "tutorial")
+TORCH = ("subnet", "checkpoint", "tutorial", "published")
 
 
 class Call:
