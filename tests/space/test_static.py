@@ -229,3 +229,19 @@ def test_a_net_config_needs_its_run_config(small_config, tmp_path):
     (tmp_path / "net.config").write_text(json.dumps(small_config))
     with pytest.raises(NotFoundError, match=r"run\.config"):
         read_net_config(tmp_path / "net.config")
+
+
+@pytest.mark.parametrize(("path", "value"), [(("first_conv", "use_se"), True), (("bn", "ws_eps"), 1e-5), ((*BLOCK, "groups"), 1)])
+def test_what_would_be_computed_otherwise_is_refused(small_config, path, value):
+    """A depthwise filter of one group is a dense one."""
+    broken(path, value)(small_config)
+    with pytest.raises(FormatError, match=path[-1]):
+        blueprint_of(small_config, 32)
+
+
+def test_a_squeeze_excite_of_another_width_is_not_written():
+    blueprint = list(SPACE.blueprint(SPACE.smallest()))
+    place = next(i for i, spec in enumerate(blueprint) if spec.c_se)
+    blueprint[place] = replace(blueprint[place], c_se=blueprint[place].c_se + 8)
+    with pytest.raises(ArchError, match=f"layer {place} of this one would be built otherwise"):
+        net_config(tuple(blueprint))
