@@ -11,6 +11,8 @@ from ofasearch.space.static import placed_layers
 from ofasearch.space.static_write import net_config, run_config
 from ofasearch.supernet.published import their_names
 
+GAIN = 1.3  # of filters, with which images still differ by far in the logits of deep networks
+
 
 def their_state(blueprint, seed=0):
     """A random state dict with once-for-all's names, as torch saves it; counters included."""
@@ -20,7 +22,7 @@ def their_state(blueprint, seed=0):
     state = {}
     for key, array in random_weights(layers, rng).items():
         drawn = rng.uniform(-0.3, 0.3, array.shape).astype(np.float32) if array.ndim == 1 else 0  # statistics that say something
-        state[names[key]] = torch.from_numpy(array + drawn)
+        state[names[key]] = torch.from_numpy((array + drawn) * np.float32(GAIN if array.ndim == 4 else 1))
         if key.endswith("running_var"):
             state[names[key].replace("running_var", "num_batches_tracked")] = torch.tensor(7)
     return state

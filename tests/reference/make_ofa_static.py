@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
-from foreign import IMAGE_SEED, foreign_state, image
+from foreign import GAIN, IMAGE_SEED, foreign_state, image
 
 # Its data loaders import these at the top; its networks do without.
 for absent in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.datasets", "gdown"):
@@ -69,7 +69,7 @@ def record(space: str, net: torch.nn.Module, number: int) -> tuple[dict, np.ndar
     config = ours(space, arch, resolution)
     network = built(config)
     assert shapes(network) == shapes(theirs) == shapes(built(theirs.config))
-    weights = foreign_state({name: tuple(shape) for name, shape in shapes(network).items()})
+    weights = foreign_state({name: tuple(shape) for name, shape in shapes(network).items()}, GAIN)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     with torch.no_grad():
         logits = network(torch.from_numpy(image(resolution, number)))[0, :KEPT].numpy()
