@@ -104,9 +104,10 @@ def _nested(leaf: str, *, double: bool) -> str:
     return f"{leaf.partition('.')[0]}.{leaf}" if double else leaf
 
 
-_MOBILE_PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depth", "point_linear": "project"}
+RESNET_PARTS = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "downsample": "down"}
+MOBILE_PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depth", "point_linear": "project"}
 _MOBILE_LAYERS = {"first_conv": "stem", "feature_mix_layer": "head.feature", "classifier": "head.classifier"}
-_MOBILE_INNER = (".conv", ".mobile_inverted_conv")
+MOBILE_INNER = (".conv", ".mobile_inverted_conv")
 _FOURS = dict.fromkeys(range(1, 6), 4)
 
 FAMILIES = (
@@ -115,9 +116,9 @@ FAMILIES = (
         design="ofa-mbv3-",
         marks=("final_expand_layer.", ".se.fc."),
         layers={**_MOBILE_LAYERS, "final_expand_layer": "head.expand"},
-        parts=_MOBILE_PARTS,
+        parts=MOBILE_PARTS,
         stages={0: 1, **_FOURS},
-        inner=_MOBILE_INNER,
+        inner=MOBILE_INNER,
         elastic_ends=False,
         sizes=("stem.conv.weight", "head.expand.conv.weight", "head.feature.conv.weight"),
     ),
@@ -126,9 +127,9 @@ FAMILIES = (
         design="ofa-proxyless-",
         marks=("first_conv.", "feature_mix_layer."),
         layers=_MOBILE_LAYERS,
-        parts=_MOBILE_PARTS,
+        parts=MOBILE_PARTS,
         stages={0: 1, **_FOURS, 6: 1},
-        inner=_MOBILE_INNER,
+        inner=MOBILE_INNER,
         elastic_ends=False,
         sizes=("stem.conv.weight", "head.feature.conv.weight"),
     ),
@@ -142,7 +143,7 @@ FAMILIES = (
             "input_stem.2": "stem.third",
             "classifier": "head.classifier",
         },
-        parts={"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "downsample": "down"},
+        parts=RESNET_PARTS,
         stages={1: 4, 2: 4, 3: 6, 4: 4},
         inner=("", ""),
         elastic_ends=True,

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,9 @@ from ofasearch.space.families import DESIGNS, find_design, get_space, part_name
 from ofasearch.space.own import Design
 from ofasearch.space.resnet import ResNetDesign
 from ofasearch.supernet.foreign_keys import FAMILIES, Family, Naming, family_of_keys
-from ofasearch.supernet.torchfile import load_plain
+from ofasearch.supernet.torchfile import listed, load_state, spelled
 from ofasearch.supernet.weights import Array, Weights, check_values, full_shapes, matrix_shapes, restrict
 
-NAMED = 5  # keys that a message names; a file of another kind would fill the screen
 HEAD = "head.classifier.linear.weight"
 
 _NUMBERS = r"=?(\d(?:\.\d+)?(?:[-+]\d(?:\.\d+)?)*)"
@@ -61,7 +59,7 @@ class Checkup:
             ("has the wrong shape of", self.misshapen),
             ("has NaN or infinity in", self.not_finite),
         )
-        return tuple(f"{what} {_some(names)}" for what, names in kinds if names)
+        return tuple(f"{what} {listed(names)}" for what, names in kinds if names)
 
     def weights(self) -> Weights:
         """The weights of what was trained.
@@ -92,7 +90,7 @@ def examine(path: Path, space: str | None = None) -> Checkup:
     Raises NotFoundError, FormatError (damaged, code, no supernet of a known family and width), MismatchError (`space` is
     of another family or width, or there is none for what the file's name says).
     """
-    state = _state_dict(path)
+    state = load_state(path, "a once-for-all checkpoint")
     family = family_of_keys(state)
     if family is None:
         known = "; ".join(f"{f.title} has keys with {' or '.join(f.marks)}" for f in FAMILIES)
@@ -123,7 +121,7 @@ def examine(path: Path, space: str | None = None) -> Checkup:
         missing=tuple(name_of(key) for key in shapes if key not in arrays),
         unknown=(*unknown, *(name_of(key) for key in arrays if key not in shapes)),
         misshapen=tuple(
-            f"{name_of(key)} ({_shape(arrays[key].shape)} for {_shape(shape)})"
+            f"{name_of(key)} ({spelled(arrays[key].shape)} for {spelled(shape)})"
             for key, shape in shapes.items()
             if key in arrays and arrays[key].shape != shape
         ),
@@ -133,29 +131,6 @@ def examine(path: Path, space: str | None = None) -> Checkup:
 
 
 # -- files -----------------------------------------------------------------------------------------------------
-
-
-def _state_dict(path: Path) -> dict[str, Array]:
-    """Names without `module.` to float32 arrays; counters are left out."""
-    import torch
-
-    content = load_plain(path, "a once-for-all checkpoint")
-    content = content.get("state_dict", content)
-    found: dict[str, Array] = {}
-    if not isinstance(content, Mapping):
-        raise FormatError(f"{path} must hold a state dict, but what it has under 'state_dict' is {type(content).__name__}")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise FormatError(f"{path} must hold named tensors only, but {str(key)[:80]!r} is {type(value).__name__}")
-        name = key.removeprefix("module.")
-        if name.endswith("num_batches_tracked"):
-            continue
-        if not value.is_floating_point() or value.layout != torch.strided:
-            raise FormatError(f"{path} must hold dense floating-point tensors, but '{name}' is {value.dtype}, {value.layout}")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a small file that claims a huge tensor
-            raise FormatError(f"{path} must hold whole tensors, but '{name}' claims {value.numel()} values and stores fewer")
-        found[name] = value.detach().to(torch.float32).numpy()
-    return found
 
 
 def _renamed(state: Mapping[str, Array], family: Family) -> tuple[dict[str, Array], dict[str, str], list[str]]:
@@ -180,7 +155,7 @@ def _base(path: Path, arrays: Mapping[str, Array], family: Family, naming: Namin
     told = [family.their_key(key, naming) for key in family.sizes]
     lacking = [name for key, name in zip((*family.sizes, HEAD), (*told, family.their_key(HEAD, naming)), strict=True) if key not in arrays]
     if lacking:
-        raise FormatError(f"{path} must be a whole {family.title} supernet, but it has no {_some(lacking)}")
+        raise FormatError(f"{path} must be a whole {family.title} supernet, but it has no {listed(lacking)}")
     found = [arrays[key].shape[:1] for key in family.sizes]
     known = []
     for name, design in DESIGNS.items():
@@ -190,7 +165,7 @@ def _base(path: Path, arrays: Mapping[str, Array], family: Family, naming: Namin
             if found == wanted:
                 return name
             known.append(f"{_channels(wanted)} ({name})")
-    raise FormatError(f"{path} must have in {_some(told)} the channels of one of {', '.join(known)}, but has {_channels(found)}")
+    raise FormatError(f"{path} must have in {listed(told)} the channels of one of {', '.join(known)}, but has {_channels(found)}")
 
 
 def _classes(path: Path, arrays: Mapping[str, Array], family: Family, naming: Naming) -> int:
@@ -200,7 +175,7 @@ def _classes(path: Path, arrays: Mapping[str, Array], family: Family, naming: Na
     """
     shape = arrays[HEAD].shape
     if len(shape) != 2 or shape[0] == 0:
-        raise FormatError(f"{path} must have in {family.their_key(HEAD, naming)} a row for each class, but its shape is {_shape(shape)}")
+        raise FormatError(f"{path} must have in {family.their_key(HEAD, naming)} a row for each class, but its shape is {spelled(shape)}")
     return int(shape[0])
 
 
@@ -249,19 +224,9 @@ def _base_of(space: str) -> str:
     return design.parent or design.name
 
 
-def _some(names: Iterable[Any]) -> str:
-    listed = [str(name)[:120] for name in names]
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more
-
-
 def _channels(shapes: Iterable[tuple[int, ...]]) -> str:
     """The first dimensions, as a message lists them."""
     return ", ".join(str(shape[0] if shape else "none") for shape in shapes)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
 
 
 __all__ = ["Checkup", "examine", "load_official"]

@@ -1,7 +1,7 @@
 """The weights of once-for-all's published static networks: the torch file `init` beside a `net.config` -> our keys.
 
-A static network's state dict names every layer by its place in the `net.config` (`blocks.3.conv`; in older files
-`blocks.3.mobile_inverted_conv`), and the parts of a layer as below. Blocks that only pass their input on have numbers, too.
+A static network's state dict names every layer by its place in the `net.config` (`blocks.3.conv`), whose blocks that only
+pass their input on have numbers, too, and the parts of a layer as in a supernet.
 
 Reference: key names as the public once-for-all package writes them (`get_active_subnet().state_dict()`), old and new.
 """
@@ -14,13 +14,14 @@ from pathlib import Path
 from ofasearch.errors import MismatchError, NotFoundError
 from ofasearch.space.core import Blueprint, Kind
 from ofasearch.space.static import Placed, read_placed
+from ofasearch.supernet.foreign_keys import MOBILE_INNER, MOBILE_PARTS, RESNET_PARTS
 from ofasearch.supernet.torchfile import listed, load_state, spelled
 from ofasearch.supernet.weights import Array, array_shapes, check_values, layer_key
 
 INIT = "init"
 _PARTS: dict[Kind, Mapping[str, str]] = {  # our first word of an array's name -> theirs, where they differ
-    "mbconv": {"expand": "inverted_bottleneck", "depth": "depth_conv", "se": "depth_conv.se.fc", "project": "point_linear"},
-    "bottleneck": {"down": "downsample"},
+    "mbconv": {ours: theirs for theirs, ours in MOBILE_PARTS.items()} | {"se": "depth_conv.se.fc"},
+    "bottleneck": {ours: theirs for theirs, ours in RESNET_PARTS.items()},
 }
 
 
@@ -64,7 +65,8 @@ def _their_part(kind: Kind, name: str) -> str:
 
 def _today(name: str) -> str:
     """A key as today's once-for-all names it."""
-    return name.replace(".mobile_inverted_conv.", ".conv.", 1)
+    today, before = MOBILE_INNER
+    return name.replace(f"{before}.", f"{today}.", 1)
 
 
 def _check(path: Path, state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
