@@ -12,6 +12,7 @@ from ofasearch.data.sets import (
     Split,
     SplitName,
     channel_statistics,
+    pixels_of,
     split_pool,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "SplitName",
     "channel_statistics",
     "load_data",
+    "pixels_of",
     "split_pool",
 ]

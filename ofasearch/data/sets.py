@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -163,6 +163,14 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224, crop_pct=0.875)  # once-for-all's
+
+
+def pixels_of(images: Split, preprocessing: Preprocessing, *, resolution: int, batch: int) -> Iterator[Images]:
+    """What `images.inputs` gives before it is normalised: uint8 (B, H, H, 3), for networks that normalise by themselves."""
+    scale = preprocessing.scale
+    plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(scale, scale, scale))
+    for inputs in images.inputs(plain, resolution=resolution, batch=batch):
+        yield np.rint(inputs.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -1,12 +1,15 @@
 """Blueprint and weights to ONNX nodes: one builder for whole networks and for the single blocks of a latency table.
 
 Batch norms are folded into the convolutions. The graph takes `input`, float32 (N, 3, H, W), and gives `logits`
-(N, classes), or for part of a network whatever its last layer gives. N is free unless a batch is asked for.
+(N, classes), or for part of a network whatever its last layer gives. N is free unless a batch is asked for. A graph with its
+preprocessing inside takes pixels as decoders give them: uint8 (N, H, W, 3).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -14,47 +17,87 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ofasearch.errors import ArchError, VerificationError
+from ofasearch.data import Preprocessing
+from ofasearch.errors import ArchError, UsageError, VerificationError
+from ofasearch.latency.machine import BATCH_LIMIT
 from ofasearch.space.core import Act, Blueprint, Kind, LayerSpec
 from ofasearch.supernet.weights import BN_PARTS, Array, array_shapes, layer_key
 
 OPSET = 17
-IR_VERSION = 8  # what opset 17 came with; older runtimes read it too
+OPSETS = range(7, 27)  # below, ONNX Runtime has no arithmetic that broadcasts; above, it runs none yet
+IR_LEAST = 4  # from which on weights need not be inputs as well
 TOLERANCE = 1e-4  # largest difference of a logit between the torch network and its ONNX file, where logits are at most 1
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")  # as C90, which ONNX asks for; inner names hold a point or a colon, so none is equal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxForm:
+    """How a network is written as an ONNX file; none of it changes what is computed.
+
+    The batch is free unless one is given. With `pixels` the graph takes uint8 (N, H, W, 3) and does that preprocessing itself.
+    Raises UsageError for an opset that is not built, a batch that is none, or names that ONNX does not allow.
+    """
+
+    opset: int = OPSET
+    batch: int | None = None
+    input_name: str = "input"
+    output_name: str = "logits"
+    pixels: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise UsageError(f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, but got {self.opset}")
+        if self.batch is not None and not 1 <= self.batch <= BATCH_LIMIT:
+            raise UsageError(f"--batch must be 1..{BATCH_LIMIT}, but got {self.batch}; leave it out for any batch")
+        for option, name in (("--input-name", self.input_name), ("--output-name", self.output_name)):
+            if not _NAME.fullmatch(name):
+                raise UsageError(f"{option} must be letters, digits and underscores, the first no digit, but got '{name[:80]}'")
+        if self.input_name == self.output_name:
+            raise UsageError(f"--input-name and --output-name must differ, but both are '{self.input_name}'")
+
+    @property
+    def ir_version(self) -> int:
+        """What the opset came with; older runtimes read that too."""
+        return max(IR_LEAST, int(helper.find_min_ir_version_for([helper.make_opsetid("", self.opset)])))
 
 
 def build_onnx(
     blueprint: Blueprint,
     weights: Mapping[str, Array],
     *,
+    form: OnnxForm | None = None,
     batch: int | None = None,
     metadata: Mapping[str, str] | None = None,
     compact: bool = False,
 ) -> bytes:
     """The ONNX file of a network or of a part of one; `weights` are keyed `<slot>.<part>` as `slice_network` gives them.
 
-    A `compact` file holds arrays of one value (`constant_weights`) as a value and a shape; the runtime makes them when it
-    loads the file. Raises ArchError for a layer kind that has no nodes.
+    `batch` alone is short for a form. A `compact` file holds arrays of one value (`constant_weights`) as a value and a shape; the
+    runtime makes them when it loads the file. Raises ArchError for a layer kind that has no nodes.
     """
-    graph = _Graph(weights, compact=compact)
+    form = form or OnnxForm(batch=batch)
+    graph = _Graph(weights, compact=compact, opset=form.opset)
     first, last = blueprint[0], blueprint[-1]
-    value = "input"
+    value = graph.pixels(form.input_name, form.pixels) if form.pixels is not None else form.input_name
     for index, spec in enumerate(blueprint):
         value = graph.layer(layer_key(spec, index), spec, value)
-    graph.nodes[-1].output[0] = "logits"
-    n = batch if batch is not None else "N"
+    graph.nodes[-1].output[0] = form.output_name
+    n, size = form.batch if form.batch is not None else "N", first.hw_in
+    kind, shape_in = TensorProto.FLOAT, [n, first.c_in, size, size]
+    if form.pixels is not None:
+        kind, shape_in = TensorProto.UINT8, [n, size, size, 3]
     shape_out = [n, last.c_out] if last.kind == "linear" else [n, last.c_out, last.hw_out, last.hw_out]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "ofasearch",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [n, first.c_in, first.hw_in, first.hw_in])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape_out)],
+            [helper.make_tensor_value_info(form.input_name, kind, shape_in)],
+            [helper.make_tensor_value_info(form.output_name, TensorProto.FLOAT, shape_out)],
             graph.initializers,
         ),
         producer_name="ofasearch",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", form.opset)],
+        ir_version=form.ir_version,
     )
     helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model)
@@ -64,10 +107,19 @@ def build_onnx(
 class _Graph:
     """Collects nodes and initializers; every method takes the name of its input value and returns that of its output."""
 
-    def __init__(self, weights: Mapping[str, Array], *, compact: bool = False):
-        self._weights, self._compact = weights, compact
+    def __init__(self, weights: Mapping[str, Array], *, compact: bool = False, opset: int = OPSET):
+        self._weights, self._compact, self._opset = weights, compact, opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+
+    def pixels(self, x: str, preprocessing: Preprocessing) -> str:
+        """uint8 (N, H, W, 3) to what the first layer takes, (N, 3, H, W): scaled, minus mean, over std."""
+        mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        scale, shift = (preprocessing.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+        y = self._node("Cast", "pixels.float", [x], to=TensorProto.FLOAT)
+        y = self._node("Transpose", "pixels.nchw", [y], perm=[0, 3, 1, 2])
+        y = self._node("Mul", "pixels.scaled", [y, self._constant("pixels.scale", scale)])
+        return self._node("Add", "pixels.normalised", [y, self._constant("pixels.shift", shift)])
 
     def layer(self, key: str, spec: LayerSpec, x: str) -> str:
         if spec.kind == "conv":
@@ -131,9 +183,14 @@ class _Graph:
     def _activation(self, key: str, act: Act, x: str) -> str:
         if act == "none":
             return x
+        if act == "relu6" and self._opset < 11:  # limits became inputs
+            return self._node("Clip", f"{key}.act", [x], min=0.0, max=6.0)
         if act == "relu6":
             limits = [self._constant(f"{key}.{name}", np.array(value, dtype=np.float32)) for name, value in (("low", 0.0), ("high", 6.0))]
             return self._node("Clip", f"{key}.act", [x, *limits])
+        if act == "h_swish" and self._opset < 14:  # which brought HardSwish
+            gate = self._node("HardSigmoid", f"{key}.act.gate", [x], alpha=1 / 6, beta=0.5)
+            return self._node("Mul", f"{key}.act", [x, gate])
         return self._node({"relu": "Relu", "h_swish": "HardSwish"}[act], f"{key}.act", [x])
 
     def _plain(self, key: str, x: str) -> str:
@@ -202,10 +259,10 @@ def constant_weights(blueprint: Blueprint) -> dict[str, Array]:
     return weights
 
 
-Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]  # inputs (n, 3, H, W) -> logits (n, classes)
+Run = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]  # images of whatever kind, n of them -> logits (n, classes)
 
 
-def verify(exported: Run, original: Run, inputs: npt.NDArray[np.float32], tolerance: float = TOLERANCE) -> float:
+def verify(exported: Run, original: Run, inputs: npt.NDArray[Any], tolerance: float = TOLERANCE) -> float:
     """Largest absolute difference of the logits of both on the same inputs.
 
     Raises VerificationError when it exceeds the tolerance or is not a number.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ofasearch.data import DataSet, Preprocessing
-from ofasearch.deploy.export import TOLERANCE, build_onnx, verify
+from ofasearch.data import DataSet, Images, Preprocessing, pixels_of
+from ofasearch.deploy.export import TOLERANCE, OnnxForm, build_onnx, verify
 from ofasearch.errors import FormatError, MismatchError
 from ofasearch.evaluate.members import Members
 from ofasearch.latency.onnx_model import OnnxModel
@@ -27,6 +27,7 @@ from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, layer_key, slice_network
 
 FORMAT = "ofasearch-subnet-1"
+Logits = npt.NDArray[np.float32]  # (n, classes)
 CHECK_IMAGES = 256
 CHECK_PIXELS = 64 * 224**2  # of all of them: larger images are fewer
 
@@ -113,15 +114,16 @@ def to_network(subnet: Subnet) -> Any:
     return network.eval()
 
 
-def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
+def metadata(subnet: Subnet, facts: Mapping[str, Any], form: OnnxForm | None = None) -> dict[str, str]:
     """What the ONNX file says of itself; every value is a JSON text or a plain word."""
+    pixels = form is not None and form.pixels is not None
     return {
         "format": FORMAT,
         "arch_id": subnet.arch.id,
         "arch": json.dumps(subnet.settings),
         **{key: value if key == "space" else json.dumps(value) for key, value in space_card(subnet.arch.space).items()},
         "classes": json.dumps(list(subnet.class_names) or subnet.classes),
-        "preprocessing": json.dumps({**subnet.preprocessing.to_json(), "size": subnet.blueprint[0].hw_in}),
+        "preprocessing": json.dumps(stated_preprocessing(subnet.preprocessing, subnet.blueprint[0].hw_in, pixels=pixels)),
         "supernet": subnet.supernet,
         "supernet_digest": subnet.supernet_digest,
         "calibrated": subnet.calibrated,
@@ -129,42 +131,59 @@ def metadata(subnet: Subnet, facts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def check_images(subnet: Subnet, data: DataSet | None) -> tuple[npt.NDArray[np.float32], str]:
-    """Inputs to prove an export on, and what they are: the first test images of the data, else seeded noise images."""
+def stated_preprocessing(preprocessing: Preprocessing, size: int, *, pixels: bool = False) -> dict[str, Any]:
+    """What is to be done with images before a file takes them: with `pixels`, nothing but to bring them to its size.
+
+    Whoever computes (pixels * scale - mean) / std, in the stated layout and dtype, is right in both cases. What the graph
+    does itself stands under `embedded`.
+    """
+    record = preprocessing.to_json() | {"size": size}
+    if not pixels:
+        return record
+    embedded = {key: record[key] for key in ("mean", "std", "scale")}
+    return record | {"mean": [0.0] * 3, "std": [1.0] * 3, "scale": 1.0, "layout": "NHWC", "dtype": "uint8", "embedded": embedded}
+
+
+def check_images(subnet: Subnet, data: DataSet | None) -> tuple[Images, str]:
+    """Pixels (n, H, W, 3) to prove an export on, and what they are: the first test images of the data, else seeded noise."""
     size = subnet.blueprint[0].hw_in
     n = max(1, min(CHECK_IMAGES, CHECK_PIXELS // size**2))
     if data is not None and data.pixels in (None, size):
         few = data["test"].take(np.arange(min(n, len(data["test"]))))
-        (inputs,) = few.inputs(subnet.preprocessing, resolution=size, batch=len(few))
-        return inputs, f"{len(few)} test images of {data.name}"
+        (images,) = pixels_of(few, subnet.preprocessing, resolution=size, batch=len(few))
+        return images, f"{len(few)} test images of {data.name}"
     images = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-    return subnet.preprocessing.apply(images), f"{n} seeded random images"
+    return images, f"{n} seeded random images"
 
 
 def prove(subnet: Subnet, content: bytes, data: DataSet | None, *, threads: int = 1) -> tuple[float, str]:
-    """Largest difference of a logit between torch and ONNX Runtime, and the images it was found on.
+    """Largest difference of a logit between torch and ONNX Runtime, from pixels on, and the images it was found on.
 
     Raises VerificationError above 1e-4, or above that share of the largest logit: rounding grows with the numbers, and
     the two runtimes add in another order on every processor.
     """
     import torch
 
-    network = to_network(subnet)
+    network, model = to_network(subnet), OnnxModel(content, threads=threads)
 
-    def original(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def original(images: Images) -> Logits:
         with torch.no_grad():
-            return network(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()  # type: ignore[no-any-return]
+            return network(torch.from_numpy(np.ascontiguousarray(subnet.preprocessing.apply(images)))).numpy()  # type: ignore[no-any-return]
 
-    inputs, what = check_images(subnet, data)
-    largest = float(np.abs(original(inputs)).max())
-    return verify(
-        OnnxModel(content, threads=threads), original, inputs, TOLERANCE * max(1.0, largest if np.isfinite(largest) else 1.0)
-    ), what
+    def exported(images: Images) -> Logits:
+        given = images if model.dtype is np.uint8 else subnet.preprocessing.apply(images)
+        size = model.input_shape(len(images))[0]  # a file of a fixed batch takes its images in parts, the last one filled up
+        padded = np.concatenate([given, np.repeat(given[-1:], -len(given) % size, axis=0)])
+        return np.concatenate([model(padded[start : start + size]) for start in range(0, len(padded), size)])[: len(images)]
+
+    images, what = check_images(subnet, data)
+    largest = float(np.abs(original(images)).max())
+    return verify(exported, original, images, TOLERANCE * max(1.0, largest if np.isfinite(largest) else 1.0)), what
 
 
-def onnx_bytes(subnet: Subnet, facts: Mapping[str, Any] | None = None) -> bytes:
+def onnx_bytes(subnet: Subnet, facts: Mapping[str, Any] | None = None, form: OnnxForm | None = None) -> bytes:
     """The subnet's ONNX file with its metadata."""
-    return build_onnx(subnet.blueprint, subnet.arrays, metadata=metadata(subnet, facts or {}))
+    return build_onnx(subnet.blueprint, subnet.arrays, form=form, metadata=metadata(subnet, facts or {}, form))
 
 
 def save_subnet(path: Path, subnet: Subnet, facts: Mapping[str, Any]) -> None:

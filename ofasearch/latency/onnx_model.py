@@ -14,7 +14,9 @@ from ofasearch.errors import FormatError, NotFoundError
 from ofasearch.latency.stopwatch import Action
 
 INPUT_LIMIT = 3 * 2048**2  # numbers in one image of a batch
+DTYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 Inputs = npt.NDArray[np.float32]
+Given = npt.NDArray[np.float32 | np.uint8]
 
 
 class OnnxModel:
@@ -42,8 +44,10 @@ class OnnxModel:
         if provider not in self._session.get_providers():  # it falls back to the CPU without a word
             raise NotFoundError(f"ONNX Runtime must be able to use {provider}, but cannot start it here; are its libraries installed?")
         self.inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(self.inputs) != 1 or self.inputs[0].type != "tensor(float)" or not outputs or outputs[0].type != "tensor(float)":
-            raise FormatError(f"{self._name} must map one float32 tensor to another, but has other inputs or outputs")
+        dtypes: list[type[np.generic] | None] = [DTYPES.get(given.type) for given in self.inputs]
+        if len(dtypes) != 1 or dtypes[0] is None or not outputs or outputs[0].type != "tensor(float)":
+            raise FormatError(f"{self._name} must map one float32 (or uint8) tensor to a float32 one, but has other inputs or outputs")
+        self.dtype = dtypes[0]  # of the input
         shape = self.input_shape(1)
         if not shape or min(shape) < 1 or math.prod(shape[1:]) > INPUT_LIMIT:
             raise FormatError(f"{self._name} must take at most {INPUT_LIMIT} numbers per image, but takes {list(shape)[:8]}")
@@ -51,11 +55,11 @@ class OnnxModel:
         self.classes = width if isinstance(width, int) else None
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def __call__(self, inputs: Inputs) -> Inputs:
+    def __call__(self, inputs: Given) -> Inputs:
         """Output of the first input; (n, ...) -> (n, ...)."""
         return self._run({self.inputs[0].name: inputs})[0]  # type: ignore[no-any-return]
 
-    def _run(self, feed: Mapping[str, Inputs]) -> Any:
+    def _run(self, feed: Mapping[str, Given]) -> Any:
         try:
             return self._session.run(None, feed)
         except Exception as error:  # a file can load and still contradict itself
@@ -65,7 +69,7 @@ class OnnxModel:
         why = (str(error).splitlines() or ["no reason was given"])[0]
         return FormatError(f"{self._name} must be an ONNX file that ONNX Runtime can run, but it is not: {why}")
 
-    def action(self, inputs: Inputs) -> Action:
+    def action(self, inputs: Given) -> Action:
         """One run on the given inputs, for the stopwatch."""
         feed = {self.inputs[0].name: np.ascontiguousarray(inputs)}
         return lambda: self._run(feed)
