@@ -58,7 +58,7 @@ class Device:
             self.key = replace(self.key, batch=batch, threads=threads)
             return self
 
-        for module in ("deploy.runtime", "jobs.setup", "jobs.populations", "jobs.subnet", "jobs.explain"):
+        for module in ("deploy.runtime", "jobs.setup", "jobs.populations", "jobs.bench", "jobs.explain"):
             patch.setattr(f"ofasearch.{module}.get_runtime", get_runtime)
         return self
 

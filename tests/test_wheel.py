@@ -117,6 +117,7 @@ def test_the_installed_command_finds_a_network_in_an_empty_folder(installed, tmp
         "log.jsonl",
         "net.config",
         "run.config",
+        "subnet.md",
         "subnet.onnx",
         "subnet.pt",
         "table-cpu.csv",
@@ -124,7 +125,7 @@ def test_the_installed_command_finds_a_network_in_an_empty_folder(installed, tmp
     }
     assert {path.name for path in folder.iterdir()} == names
     files = [Path(path) for path in record["files"].values()]
-    assert sorted(path.name for path in files) == ["net.config", "subnet.onnx", "subnet.pt"]
+    assert sorted(path.name for path in files) == ["net.config", "subnet.md", "subnet.onnx", "subnet.pt"]
     assert all(path.is_absolute() and path.samefile(folder / path.name) for path in files)
     assert (record["latency_source"], record["measured"]["source"]) == ("measured", "shipped")
     assert record["measured"]["top1"] > 0.5

@@ -55,6 +55,21 @@ class Numbers(_ParamType):
         return numbers
 
 
+class Sizes(_ParamType):
+    """Positive whole numbers separated by commas."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse, or fail as wrong usage; how large is too large, the job says."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.isdecimal() and len(part) < 10 for part in parts):
+            self.fail(f"must be whole numbers separated by commas, such as 1,8,32, but got '{value}'", param, ctx)
+        return tuple(map(int, parts))
+
+
 class Names(_ParamType):
     """A list of names separated by commas."""
 
@@ -110,6 +125,6 @@ class Ratios(_ParamType):
             self.fail(f"must be numbers separated by commas, such as 0.1,1,10, but got '{value}'", param, ctx)
 
 
-NUMBERS = Numbers()
+NUMBERS, SIZES = Numbers(), Sizes()
 SHARE, COUNTS, RATIOS = Share(), Counts(), Ratios()
 NAMES = Names()

@@ -158,8 +158,10 @@ class _Graph:
         y = self._conv_norm(f"{key}.conv2", spec, y, act=spec.act, stride=spec.stride)
         y = self._conv_norm(f"{key}.conv3", spec, y)
         if spec.stride > 1:
-            sizes = {"kernel_shape": [spec.stride] * 2, "strides": [spec.stride] * 2}
-            x = self._node("AveragePool", f"{key}.pool", [x], ceil_mode=1, **sizes)
+            sizes: dict[str, Any] = {"kernel_shape": [spec.stride] * 2, "strides": [spec.stride] * 2}
+            odd = -spec.hw_in % spec.stride  # pixels missing at the ends; what is not there does not count
+            sizes |= {"ceil_mode": 1} if self._opset >= 10 else {"pads": [0, 0, odd, odd]}
+            x = self._node("AveragePool", f"{key}.pool", [x], **sizes)
         if not spec.skip:
             x = self._conv_norm(f"{key}.down", spec, x)
         return self._activation(key, spec.act, self._node("Add", f"{key}.add", [y, x]))

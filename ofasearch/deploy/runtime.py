@@ -136,7 +136,7 @@ class OnnxRunner:
 class LoadedOnnx:
     """An ONNX file that is there already, as a runner; its layers are not told apart."""
 
-    def __init__(self, model: OnnxModel, inputs: npt.NDArray[np.float32]):
+    def __init__(self, model: OnnxModel, inputs: npt.NDArray[np.float32 | np.uint8]):
         self.run = model.action(inputs)
 
     def traced(self) -> None:

@@ -27,6 +27,10 @@ from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import Array, Weights, array_shapes, check_values, layer_key, slice_network
 
 FORMAT = "ofasearch-subnet-1"
+FACTS = (  # of a search's answer, that the files themselves tell
+    "predicted_top1", "predicted_top1_source", "latency_ms", "latency_source", "device", "macs", "params",
+    "reward", "lambda1", "lambda2", "reference", "validation",
+)  # fmt: skip
 Logits = npt.NDArray[np.float32]  # (n, classes)
 CHECK_IMAGES = 256
 CHECK_PIXELS = 64 * 224**2  # of all of them: larger images are fewer

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ofasearch.data import SplitName
+from ofasearch.jobs.bench import bench
+from ofasearch.jobs.export import export
 from ofasearch.jobs.find import FindRequest, FindResult
 from ofasearch.jobs.find import find as find_events
+from ofasearch.jobs.inspect import inspect
 from ofasearch.jobs.setup import Budgets, DeviceBudget, Question
-from ofasearch.jobs.subnet import bench, export, inspect
 from ofasearch.jobs.subnet import evaluate as evaluate_subnet
 
 T = TypeVar("T")

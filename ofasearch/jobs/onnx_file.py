@@ -142,14 +142,23 @@ def network_in(path: Path, model: OnnxModel) -> Network | None:
 
     A file that was optimised or quantised is still a classifier, but nobody can say of what.
     """
-    said, size = model.metadata, [*model.inputs[0].shape, None, None, None][2]
-    if said.get("format") != FORMAT or model.classes is None or not isinstance(size, int) or not 8 <= size <= RESOLUTION_LIMIT:
+    said, shape = model.metadata, model.inputs[0].shape
+    if said.get("format") != FORMAT or model.classes is None or len(shape) != 4 or not isinstance(shape[2], int):
         return None
     try:
-        space = named_space({"space": said.get("space", ""), "design": parse_json(said.get("design", "null"))})
-    except ValueError:  # a FormatError is one
+        named = {"space": said.get("space", ""), "design": parse_json(said.get("design", "null"))}
+    except ValueError:
         return None
-    claimed = claimed_network(said.get("arch_id", ""), space, model.classes, size)
+    return network_named(path, said.get("arch_id", ""), named, model.classes, shape[2])
+
+
+def network_named(path: Path, arch_id: str, named: Mapping[str, Any], classes: int, size: int) -> Network | None:
+    """The network of that id in the space that is `named`, at its input size in pixels, if a file's graph is what we build of its layers."""
+    try:
+        space = named_space(named)
+    except FormatError:
+        return None
+    claimed = claimed_network(arch_id, space, classes, size) if 8 <= size <= RESOLUTION_LIMIT else None
     return claimed if claimed is not None and same_graph(path, claimed.blueprint) else None
 
 

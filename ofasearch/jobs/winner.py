@@ -17,6 +17,7 @@ from ofasearch.errors import ArchError, MismatchError
 from ofasearch.jobs.answer import answer_record
 from ofasearch.jobs.choose import Candidate, Outcome
 from ofasearch.jobs.deliver import (
+    FACTS,
     Subnet,
     calibrated_subnet,
     onnx_bytes,
@@ -27,21 +28,17 @@ from ofasearch.jobs.deliver import (
     uncalibrated_subnet,
     write_configs,
 )
+from ofasearch.jobs.export import files_of
 from ofasearch.jobs.quantize import QuantizeRequest, QuantizeResult, quantize
 from ofasearch.jobs.searching import FindProgress, FindRequest
 from ofasearch.jobs.setup import Setup
 from ofasearch.latency.machine import fingerprint, load_warning
 from ofasearch.latency.stopwatch import timing_json
-from ofasearch.records import write_atomic
+from ofasearch.records import write_together
 from ofasearch.space.core import Blueprint, Codes
 
 INT8_FILE = "subnet.int8.onnx"
 FALL = 0.1  # of top-1 between what the search went by and the test split, beyond which something is wrong
-
-FACTS = (  # of the answer, that the files themselves tell
-    "predicted_top1", "predicted_top1_source", "latency_ms", "latency_source", "device", "macs", "params",
-    "reward", "lambda1", "lambda2", "reference", "validation",
-)  # fmt: skip
 
 Predicted = npt.NDArray[np.integer[Any]]
 
@@ -69,7 +66,8 @@ def deliver_winner(
     if why_not:
         notes.append(why_not)
     record["measured"], tested = _measured(request, setup, winner), None
-    files: tuple[tuple[str, str], ...] = (("onnx", "subnet.onnx"), ("subnet", "subnet.pt")) if subnet is not None else ()
+    named = (("onnx", "subnet.onnx"), ("card", "subnet.md"), ("subnet", "subnet.pt"))
+    files: tuple[tuple[str, str], ...] = named if subnet is not None else ()
     if subnet is not None:  # first, because it proves the network before anything is written
         measured, tested = yield from _export(folder, subnet, setup, codes, data, record)
         record["measured"] |= measured
@@ -179,7 +177,10 @@ def _export(
         tested, labels = setup.members.predictions["test"][int(setup.members.index(codes[None])[0])], setup.members.labels["test"]
         measured |= {"top1": float(np.mean(tested == labels)), "source": "shipped", "n": len(labels)}
     facts |= {"measured": measured, "machine": asdict(fingerprint(batch=1, threads=1))}
-    write_atomic(folder / "subnet.onnx", onnx_bytes(subnet, facts))
+    timed = next((device["device"] for device in record.get("devices", []) if "measured" in device), None)
+    facts |= {"measured_on": timed} if timed is not None else {}
+    facts["measured"] = {key: value for key, value in record["measured"].items() if key != "warning"} | measured
+    write_together(files_of(folder / "subnet.onnx", subnet, facts))
     save_subnet(folder / "subnet.pt", subnet, facts)
     return measured, tested
 

@@ -88,9 +88,9 @@ def test_the_answer_has_the_promised_fields(answer, codes, shipped):
 
 def test_the_folder_holds_what_the_answer_names(answer):
     record, folder = answer
-    expected = {"onnx": "subnet.onnx", "subnet": "subnet.pt", "net_config": "net.config"}
+    expected = {"onnx": "subnet.onnx", "card": "subnet.md", "subnet": "subnet.pt", "net_config": "net.config"}
     assert record["files"] == {key: str(folder.absolute() / name) for key, name in expected.items()}
-    names = {"run.json", "result.json", "subnet.pt", "subnet.onnx", "net.config", "run.config", "log.jsonl"}
+    names = {"run.json", "result.json", "subnet.pt", "subnet.onnx", "subnet.md", "net.config", "run.config", "log.jsonl"}
     assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "result.json").read_text()) == record
     line = json.loads((folder / "log.jsonl").read_text())
@@ -170,11 +170,11 @@ def test_a_predictor_of_the_supernet_still_gives_its_shipped_statistics(tmp_path
     record = ofasearch.find(macs=BUDGET, predictor=str(tmp_path / "p.safetensors"), out=tmp_path / "run")
     assert record["predicted_top1_source"] == "accuracy predictor"
     assert record["measured"]["source"] == "shipped"
-    assert set(record["files"]) == {"onnx", "subnet", "net_config"}
+    assert set(record["files"]) == {"onnx", "card", "subnet", "net_config"}
 
 
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("ofasearch.jobs.deliver.OnnxModel", lambda *_, **__: lambda inputs: np.zeros((len(inputs), 10), np.float32))
+    monkeypatch.setattr("ofasearch.latency.onnx_model.OnnxModel.__call__", lambda _, inputs: np.zeros((len(inputs), 10), np.float32))
     with pytest.raises(VerificationError, match="must give the network's logits"):
         ofasearch.find(macs=BUDGET, out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []  # nor anything else: an architecture without its files would look like an answer

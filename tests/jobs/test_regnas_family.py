@@ -99,6 +99,7 @@ def test_every_network_of_a_family_has_a_folder(family):
         assert network["files"] == {
             "net_config": str(own / "net.config"),
             "onnx": str(own / "subnet.onnx"),
+            "card": str(own / "subnet.md"),
             "subnet": str(own / "subnet.pt"),
             **({"flips": str(own / "flips.json"), "flips_csv": str(own / "flips.csv")} if number > 1 else {}),
         }
@@ -106,7 +107,7 @@ def test_every_network_of_a_family_has_a_folder(family):
             flips = json.loads((own / "flips.json").read_text())
             assert flips["nfr"] == record["nfr_matrix"]["test"][number - 2][number - 1]
             assert flips["old"] == f"A{number - 1}"
-        written = {"subnet.pt", "subnet.onnx", "net.config", "run.config", "result.json"}
+        written = {"subnet.pt", "subnet.onnx", "subnet.md", "net.config", "run.config", "result.json"}
         assert {path.name for path in own.iterdir()} == written | ({"flips.json", "flips.csv"} if number > 1 else set())
         subnet, told = load_subnet(own / "subnet.pt")
         assert (subnet.arch.id, told["reward"]) == (network["arch_id"], network["reward"])

@@ -25,7 +25,18 @@ from ofasearch.ranks import Ranks
 from ofasearch.search.regnas import Reward
 from ofasearch.space.costs import costs
 
-FILES = {"subnet.pt", "subnet.onnx", "net.config", "run.config", "flips.json", "flips.csv", "run.json", "result.json", "log.jsonl"}
+FILES = {
+    "subnet.pt",
+    "subnet.onnx",
+    "subnet.md",
+    "net.config",
+    "run.config",
+    "flips.json",
+    "flips.csv",
+    "run.json",
+    "result.json",
+    "log.jsonl",
+}
 SMALL, MIDDLE, LARGE = (f"compofa-mbv3-cifar@r32-{d}" for d in ("2-2-2-2-2", "2-4-3-3-3", "4-3-4-2-4"))
 
 
@@ -250,7 +261,8 @@ def test_it_is_told_where_keeping_the_reference_would_be_better(first, everythin
 
 def test_the_folder_holds_what_the_answer_names(answer):
     record, folder = answer
-    named = {"onnx": "subnet.onnx", "subnet": "subnet.pt", "net_config": "net.config", "flips": "flips.json", "flips_csv": "flips.csv"}
+    named = {"onnx": "subnet.onnx", "card": "subnet.md", "subnet": "subnet.pt", "net_config": "net.config"}
+    named |= {"flips": "flips.json", "flips_csv": "flips.csv"}
     assert record["files"] == {key: str(folder / name) for key, name in named.items()}
     assert {path.name for path in folder.iterdir()} == FILES
     assert json.loads((folder / "result.json").read_text()) == record
@@ -288,7 +300,7 @@ def test_the_flip_report_is_that_of_the_test_split(first, answer, everything):
 
 
 def test_an_export_that_differs_leaves_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("ofasearch.jobs.deliver.OnnxModel", lambda *_, **__: lambda inputs: np.zeros((len(inputs), 10), np.float32))
+    monkeypatch.setattr("ofasearch.latency.onnx_model.OnnxModel.__call__", lambda _, inputs: np.zeros((len(inputs), 10), np.float32))
     with pytest.raises(VerificationError, match="must give the network's logits"):
         ofasearch.regnas(ref=model, out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
