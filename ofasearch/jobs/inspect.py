@@ -68,7 +68,7 @@ def _torch(file: Path) -> dict[str, Any]:
     if content.get("format") == FORMAT:
         return _subnet(file)
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-    if "base_acc" in state or "layers.0.weight" in state or "layers.0.0.weight" in state:
+    if "base_acc" in state or "0.weight" in state:  # of the newer format, of the tutorial's
         return _predictor(load_predictor(file))
     if not any(str(name).endswith("classifier.linear.weight") for name in state):
         keys = ", ".join(str(name)[:40] for name in list(content)[:4])

@@ -275,7 +275,7 @@ def test_names_from_outside_cannot_break_a_card(written):
 
 @pytest.mark.parametrize("name", ["model.md", "model", "model.pt", "model.onnx.gz"])
 def test_a_file_of_another_name_is_wrong_usage(tmp_path, subnet, name):
-    with pytest.raises(UsageError, match="-o must be an ONNX file such as model.onnx"):
+    with pytest.raises(UsageError, match=r"-o must be an ONNX file such as model\.onnx"):
         export(subnet, out=tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
