@@ -579,6 +579,43 @@ def test_an_odd_graph_is_not_timed_for_long(refuses, desk, case):
     refuses("bench subnet.onnx --seconds 0.01 --json", codes=(0,) if case in harmless else (1,))
 
 
+@pytest.mark.parametrize("case", GRAPHS)
+def test_an_odd_graph_is_told_without_being_run(refuses, desk, case):
+    graph(desk / "subnet.onnx", **GRAPHS[case])
+    refuses("inspect subnet.onnx --json", codes=(0,))
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_an_odd_graph_is_not_compared_with_torch(refuses, desk, case):
+    graph(desk / "subnet.onnx", **GRAPHS[case])
+    refuses("bench subnet.onnx --against torch --seconds 0.01 --json")
+
+
+PIXELS = {
+    "of floats": {"kind": TensorProto.FLOAT},
+    "without channels": {"shape": ("N", 16, 16, 1)},
+    "of another size": {"shape": ("N", 8, 8, 3)},
+    "of any size": {"shape": ("N", "height", "width", 3)},
+    "of two inputs": {"inputs": 2},
+    "of three axes": {"shape": ("N", 16, 3)},
+}
+
+
+@pytest.mark.parametrize("case", PIXELS)
+@pytest.mark.parametrize("said", ["embedded", "nothing", "floats"])
+def test_odd_pixels_are_not_scored(refuses, desk, case, said):
+    """A file of another tool that takes pixels, or says that it does: other shapes and types, with and without a word of it."""
+    nodes = [helper.make_node("Cast", ["x"], ["c"], to=1), helper.make_node("Flatten", ["c"], ["f"]), FLAT[1]]
+    graph(desk / "subnet.onnx", nodes, tensors=SLICE, **{"kind": TensorProto.UINT8, "shape": ("N", 16, 16, 3)} | PIXELS[case])
+    model, how = onnx.load(desk / "subnet.onnx"), {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 16}
+    embedded = {"embedded": how, "size": 16, "layout": "NHWC", "dtype": "uint8", "mean": [0.0] * 3, "std": [1.0] * 3, "scale": 1.0}
+    props = {"embedded": {"preprocessing": json.dumps(embedded)}, "nothing": {}, "floats": {"preprocessing": json.dumps(how)}}
+    del model.metadata_props[:]
+    helper.set_model_props(model, props[said])
+    onnx.save(model, desk / "subnet.onnx")
+    refuses(DOORS["onnx"][1], codes=(0,) if (case, said) == ("of any size", "embedded") else (1,))
+
+
 def test_a_plain_graph_is_scored(refuses, desk):
     graph(desk / "subnet.onnx", FLAT, tensors=SLICE)
     assert refuses(DOORS["onnx"][1], codes=(0,)) is None

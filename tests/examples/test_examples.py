@@ -1,12 +1,21 @@
+import io
+import json
 import re
 import runpy
 import sys
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import ofasearch
 from ofasearch import zoo
+from ofasearch.jobs.export import export
+from ofasearch.latency.onnx_model import OnnxModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -50,3 +59,64 @@ def test_an_int8_export_says_what_it_costs(tmp_path, monkeypatch, capsys):
         out[-1] == f"size {made['fp32']['size_bytes']:,} -> {made['int8']['size_bytes']:,} bytes, latency times {made['latency_ratio']:.2f}"
     )
     assert {"subnet.onnx", "subnet.int8.onnx"} <= {path.name for path in (tmp_path / "int8").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A small network of the embedded supernet; read only."""
+    out = tmp_path_factory.mktemp("found")
+    ofasearch.find(macs=5e6, out=out)
+    return out
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "pixels"])
+def service(request, tmp_path, found):
+    """The example's service on a free port; posts bytes and gives status and answer."""
+    export(str(found / "subnet.pt"), out=tmp_path / "m.onnx", embed_preprocessing=request.param)
+    server = runpy.run_path(str(EXAMPLES / "serve.py"))["server"](str(tmp_path / "m.onnx"), 0)
+    server.RequestHandlerClass.log_message = lambda *_: None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def post(body):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}", body, timeout=30) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, json.load(refusal)
+
+    yield post
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_service_names_the_class_and_its_probability(found, service):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    supernet = zoo.load_supernet(zoo.DEFAULT_SUPERNET).weights
+    logits = OnnxModel(found / "subnet.onnx")(supernet.preprocessing.apply(pixels[None]))[0].astype(float)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    image = io.BytesIO()
+    Image.fromarray(pixels).save(image, "PNG")
+    status, answer = service(image.getvalue())
+    assert (status, answer["class"]) == (200, supernet.class_names[logits.argmax()])
+    assert answer["probability"] == pytest.approx(shares.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+def test_a_service_takes_images_of_any_mode_and_size(service, mode):
+    image = io.BytesIO()
+    Image.new("RGB", (300, 200), "navy").convert(mode).save(image, "TIFF")
+    assert service(image.getvalue())[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_a_service_says_what_it_cannot_read_and_goes_on(service, body):
+    status, answer = service(body)
+    assert (status, answer["error"][:53]) == (400, "the body must be an image of at most 16 MiB, but cann")
+
+
+def test_the_service_is_twenty_lines():
+    code = (EXAMPLES / "serve.py").read_text().partition("def server")[2].partition("if __name__")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) == 20
