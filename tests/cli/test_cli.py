@@ -95,7 +95,7 @@ def answers(capsys):
         (1, f"eval {ARCH}-9 --data digits", "an arch id of compofa-mbv3-cifar must have 5 stages"),
         (1, "bench nowhere.onnx", "must be an existing ONNX file"),
         (1, "inspect nowhere.pt", "must be an existing file"),
-        (1, "bench nowhere/subnet.pt", "must be an existing subnet.pt"),
+        (1, "bench nowhere/subnet.pt", "must be an existing file, a subnet.pt"),
         (2, f"export {ARCH} -o m.onnx --opset 6", "--opset must be 7 to 26, but got 6"),
         (2, f"export {ARCH} -o m.onnx --opset x", "'x' is not a valid integer"),
         (2, f"export {ARCH} -o m.onnx --batch 0", "--batch must be 1..4096, but got 0"),
