@@ -153,7 +153,7 @@ def network_in(path: Path, model: OnnxModel) -> Network | None:
 
 
 def network_named(path: Path, arch_id: str, named: Mapping[str, Any], classes: int, size: int) -> Network | None:
-    """The network of that id in the space that is `named`, at its input size in pixels, if a file's graph is what we build of its layers."""
+    """The network of that id in the space that is `named`, at its input size in pixels, if a file's graph is the one that we build."""
     try:
         space = named_space(named)
     except FormatError:

@@ -49,6 +49,21 @@ def test_every_opset_knows_the_activations(opset, act):
     assert model(x.reshape(1, 1, 2, 2)).ravel() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("space", ["ofa-resnet50", "ofa-proxyless-w1.3"])
+@pytest.mark.parametrize("opset", [7, 9, 10, 26])
+def test_every_family_has_every_opset(space, opset):
+    """At 36 pixels stages begin with odd sizes, where a pooled shortcut has windows that are not full."""
+    small = get_space(space).with_resolutions([36])
+    blueprint = small.blueprint(small.smallest())
+    weights, x = (
+        random_weights(blueprint, np.random.default_rng(0)),
+        np.random.default_rng(1).normal(size=(2, 3, 36, 36)).astype(np.float32),
+    )
+    usual = OnnxModel(build_onnx(blueprint, weights))(x)
+    found = OnnxModel(build_onnx(blueprint, weights, form=OnnxForm(opset=opset)))(x)
+    assert np.abs(found - usual).max() < 1e-5 * np.abs(usual).max()
+
+
 def test_the_usual_form_is_that_of_files_written_before():
     model = onnx.load_from_string(build_onnx(BLUEPRINT, WEIGHTS))
     assert (model.ir_version, model.opset_import[0].version) == (8, 17)
