@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,17 +15,20 @@ import pytest
 from PIL import Image
 
 import ofasearch
-from ofasearch.data import DataSet, ImageSet, Preprocessing, load_data
-from ofasearch.deploy.export import OPSETS
+from ofasearch.cli.main import run
+from ofasearch.data import IMAGENET, DataSet, ImageSet, Preprocessing, load_data
+from ofasearch.data.folder import centre_crop
+from ofasearch.deploy.export import OPSETS, random_weights
 from ofasearch.errors import FormatError, MismatchError, UsageError, VerificationError, WriteError
 from ofasearch.jobs import export as module
 from ofasearch.jobs.classifier import predictions_of, read_classifier, shipped_predictions
-from ofasearch.jobs.deliver import load_subnet, onnx_bytes, prove
+from ofasearch.jobs.deliver import Subnet, load_subnet, onnx_bytes, prove, save_subnet
 from ofasearch.jobs.export import export
 from ofasearch.jobs.inspect import inspect
 from ofasearch.jobs.subnet import evaluate
 from ofasearch.latency.onnx_model import OnnxModel
-from ofasearch.report.card import MARK
+from ofasearch.report.card import MARK, model_card
+from ofasearch.space.families import get_space
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +142,11 @@ def test_photographs_prove_and_score_a_file_of_pixels(tmp_path, subnet):
 
 def _unnamed(path):
     """A classifier whose classes are called otherwise than the data's."""
-    from dataclasses import replace
-
     return replace(read_classifier(str(path)), class_names=())
 
 
 def test_the_proof_sees_a_wrong_normalisation(monkeypatch, subnet):
-    network = load_subnet(ofasearch.jobs.export.Path(subnet))[0]
+    network = load_subnet(Path(subnet))[0]
     form = module.OnnxForm(pixels=Preprocessing(mean=network.preprocessing.mean, std=(0.25, 0.25, 0.25), size=32))
     with pytest.raises(VerificationError, match="must give the network's logits"):
         prove(network, onnx_bytes(network, form=form), None)
@@ -244,8 +247,6 @@ def _codes(shipped, arch_id):
 
 
 def test_a_card_tells_predictions_from_measurements(written):
-    from ofasearch.report.card import model_card
-
     about = inspect(written / "plain.onnx")
     blueprint = read_classifier(str(written / "plain.onnx")).network.blueprint
     key = {"device": "desk", "runtime": "onnxruntime", "precision": "fp32", "batch": 4, "threads": 2}
@@ -260,8 +261,6 @@ def test_a_card_tells_predictions_from_measurements(written):
 
 
 def test_names_from_outside_cannot_break_a_card(written):
-    from ofasearch.report.card import model_card
-
     about = inspect(written / "plain.onnx")
     evil = "a | b\n# headline <script> [x](y) `"
     lied = about | {"classes": [evil] * 10, "supernet": evil, "calibrated": evil, "arch": {evil: [evil]}, "measured": {"top1": evil}}
@@ -328,8 +327,6 @@ def test_both_files_or_none(tmp_path, monkeypatch, subnet):
 
 def test_facts_of_a_foreign_subnet_file_cannot_pass_as_ours(tmp_path, folder, shipped):
     """What the file claims beside its network is told where it is known to be a fact of a search, and overrides nothing."""
-    from ofasearch.jobs.deliver import save_subnet
-
     network, _ = load_subnet(folder / "subnet.pt")
     facts = {"format": "x", "arch_id": "y", "calibrated": "yes", "measured": 5, "device": ["z"], "nonsense": 1, "latency_ms": "w"}
     save_subnet(tmp_path / "s.pt", network, facts)
@@ -341,8 +338,6 @@ def test_facts_of_a_foreign_subnet_file_cannot_pass_as_ours(tmp_path, folder, sh
 
 
 def test_all_opsets_are_named_in_the_help(capsys):
-    from ofasearch.cli.main import run
-
     assert run(["export", "--help"]) == 0
     assert f"{OPSETS[0]} to {OPSETS[-1]}" in " ".join(capsys.readouterr().out.split())
 
@@ -350,3 +345,39 @@ def test_all_opsets_are_named_in_the_help(capsys):
 def test_evaluation_of_a_file_of_pixels(tmp_path, subnet):
     record = export(subnet, out=tmp_path / "m.onnx", embed_preprocessing=True)
     assert evaluate(record["onnx"], data="digits")["top1"] == evaluate(subnet, data="digits")["top1"]
+
+
+@pytest.mark.parametrize(("embed", "size"), [(False, (192, 192)), (True, (192, 192)), (True, (256, 192)), (False, (200, 311))])
+def test_a_card_of_photographs_crops_as_our_own_reader(tmp_path, monkeypatch, embed, size):
+    """A network of once-for-all's preprocessing, with classes that have no names: its snippet sees what `eval` sees."""
+    space = get_space("compofa-mbv3-w1.0").with_resolutions([56])
+    blueprint = space.blueprint(space.smallest())
+    network = Subnet(
+        arch=space.arch(space.smallest()),
+        blueprint=blueprint,
+        arrays=random_weights(blueprint, np.random.default_rng(0)),
+        preprocessing=IMAGENET,
+        class_names=(),
+        classes=1000,
+        supernet="none",
+        supernet_digest="0" * 64,
+        calibrated="no",
+        settings={},
+    )
+    save_subnet(tmp_path / "s.pt", network, {})
+    export(str(tmp_path / "s.pt"), out=tmp_path / "m.onnx", embed_preprocessing=embed)
+    card = (tmp_path / "m.md").read_text()
+    for text in ("1000 classes without names", "of the centre, the share 0.875 of the shorter side", "never calibrated: what it predicts"):
+        assert text in card
+    monkeypatch.chdir(tmp_path)
+    rough = Image.fromarray(np.random.default_rng(3).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    rough.resize(size, Image.Resampling.BICUBIC).save("image.png")
+    found = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(snippet(card), found)
+    pixels, cropped = np.asarray(found["image"]), centre_crop(tmp_path / "image.png", 56, 0.875)
+    assert pixels.shape == cropped.shape
+    difference, moved = (np.abs(other.astype(int) - cropped).mean() for other in (pixels, np.roll(cropped, 1, axis=1)))
+    assert difference == 0 if size[0] == size[1] else difference < 0.6 * moved  # the exact centre is half a pixel beside the rounded one
+    expected = OnnxModel(onnx_bytes(network))(IMAGENET.apply(pixels[None]))[0]
+    assert np.abs(found["logits"] - expected).max() < 1e-4 * np.abs(expected).max()
