@@ -11,7 +11,7 @@ from ofasearch.data import load_data
 from ofasearch.deploy.export import OPSET, OnnxForm
 from ofasearch.errors import FormatError, MismatchError, UsageError, WriteError
 from ofasearch.jobs.deliver import FACTS, Subnet, load_subnet, onnx_bytes, prove
-from ofasearch.jobs.network import is_file
+from ofasearch.jobs.network import place_of
 from ofasearch.jobs.onnx_about import about_model, parse_model
 from ofasearch.jobs.subnet import read_subnet
 from ofasearch.records import check_writable, write_together
@@ -44,8 +44,9 @@ def export(
     path = Path(out)
     check_out(path, card=card)
     images = load_data(data) if data else None
-    if is_file(subnet):
-        network, facts = load_subnet(Path(subnet))
+    place = place_of(subnet)
+    if place is not None and place.suffix == ".pt":
+        network, facts = load_subnet(place)
     else:
         network, facts = read_subnet(subnet, supernet=supernet, data=images, no_bn=no_bn), {}
     if embed_preprocessing:

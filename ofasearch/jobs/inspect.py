@@ -19,6 +19,7 @@ from ofasearch.records import read_json
 from ofasearch.space.costs import costs
 from ofasearch.space.static import read_net_config
 from ofasearch.supernet.importers import examine
+from ofasearch.supernet.published import INIT
 from ofasearch.supernet.torchfile import load_plain
 from ofasearch.supernet.weights import load_weights
 from ofasearch.zoo import WEIGHTS_FILE
@@ -144,7 +145,7 @@ def _config(file: Path) -> dict[str, Any]:
     """A network as once-for-all publishes it, or the size of its images."""
     if not file.name.endswith(NET_CONFIG):
         return {**_json(file), "kind": file.name}
-    blueprint, weights = read_net_config(file), file.with_name("init")
+    blueprint, weights = read_net_config(file), file.with_name(INIT)
     return {
         "kind": NET_CONFIG,
         "name": file.resolve().parent.name,

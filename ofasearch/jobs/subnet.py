@@ -16,7 +16,6 @@ from ofasearch.jobs.classifier import calibrated, check_fits, predictions_of, re
 from ofasearch.jobs.deliver import (
     Subnet,
     calibrated_subnet,
-    load_subnet,
     settings_json,
     shipped_subnet,
     uncalibrated_subnet,

@@ -69,7 +69,7 @@ def _head(file: str, about: Mapping[str, Any]) -> str:
 def _architecture(about: Mapping[str, Any], blueprint: Blueprint) -> list[str]:
     lines = [f"A network of the design space {_code(about['space'])}." if about.get("space") else "A network of no design space.", ""]
     settings = about.get("arch")
-    if isinstance(settings, Mapping):
+    if isinstance(settings, Mapping) and settings:
         names = {"ks": "kernels", "e": "expand ratios (0: no such block)", "d": "depths", "w": "widths", "r": "input size"}
         lines += [f"- {names.get(key, plain(key))} {_code(key)}: {_numbers(value)}" for key, value in settings.items()]
         lines.append("")
@@ -185,10 +185,11 @@ def _origin(about: Mapping[str, Any]) -> list[str]:
     calibrated = {
         "no": "batch norm: never calibrated",
         "shipped statistics": "batch norm: the statistics that came with the supernet, measured for this very network",
+        "as published": "weights and batch norm: as they were published",
     }
-    said = str(about.get("calibrated"))
+    said, supernet = str(about.get("calibrated")), about.get("supernet")
     lines = [
-        f"- cut from the supernet {_code(about.get('supernet'))}, digest {_code(about.get('supernet_digest'))}",
+        f"- cut from the supernet {_code(supernet)}, digest {_code(about.get('supernet_digest'))}" if supernet else "- of no supernet",
         f"- {calibrated.get(said, f'batch norm: recalibrated on {plain(said)}')}",
     ]
     if "reward" in about:

@@ -28,6 +28,7 @@ from ofasearch.jobs.inspect import inspect
 from ofasearch.jobs.subnet import evaluate
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.report.card import MARK, model_card
+from ofasearch.space.core import Arch
 from ofasearch.space.families import get_space
 
 
@@ -258,6 +259,17 @@ def test_a_card_tells_predictions_from_measurements(written):
     assert "never calibrated: what it predicts means nothing" in card
     timed = {**predicted, "measured": {"latency_ms_p50": 2.5, "latency_ms_p95": 2.75}, "measured_on": key}
     assert "latency p50 2.500 ms, p95 2.750 ms on desk (onnxruntime, fp32, batch 4, threads 2)" in model_card("m.onnx", timed, blueprint)
+
+
+def test_a_network_of_no_supernet_says_so(tmp_path, subnet):
+    """As once-for-all's published ones are read."""
+    network = replace(load_subnet(Path(subnet))[0], arch=Arch("note10", "", ()), supernet="", supernet_digest="", calibrated="as published")
+    files = module.files_of(tmp_path / "m.onnx", replace(network, settings={}), {})
+    for text in ("A network of no design space.", "- of no supernet", "- weights and batch norm: as they were published"):
+        assert text in files[tmp_path / "m.md"]
+    (tmp_path / "m.onnx").write_bytes(files[tmp_path / "m.onnx"])
+    told = inspect(tmp_path / "m.onnx")
+    assert (told["arch_id"], told["graph_checked"]) == ("note10", False)  # no space says what layers it should have
 
 
 def test_names_from_outside_cannot_break_a_card(written):
