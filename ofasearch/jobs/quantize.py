@@ -21,7 +21,7 @@ from ofasearch.evaluate.saved import SPLITS
 from ofasearch.jobs.classifier import Classifier, Predicted, PredictionProgress, check_fits, live_predictions, read_classifier
 from ofasearch.jobs.deliver import onnx_bytes, prove
 from ofasearch.jobs.exam import limited
-from ofasearch.jobs.network import is_file
+from ofasearch.jobs.network import place_of
 from ofasearch.jobs.onnx_file import THREADS, input_size, read_preprocessing
 from ofasearch.jobs.recipes import RULE, Subject, Timed, Tried, calibration_of, choose, predicted, run_batch, time_together, try_recipes
 from ofasearch.latency.machine import check_run, load_warning
@@ -134,12 +134,12 @@ def _source(request: QuantizeRequest, data: DataSet) -> _Source:
         return _Source(classifier=classifier, content=read_graph(path), metadata=classifier.onnx.metadata, size_bytes=path.stat().st_size)
     from ofasearch.jobs.subnet import read_subnet
 
-    subnet = read_subnet(request.model, supernet=request.supernet, data=None if is_file(request.model) else data)
+    subnet = read_subnet(request.model, supernet=request.supernet, data=data if place_of(request.model) is None else None)
     content = onnx_bytes(subnet)
     prove(subnet, content, data)
     model = OnnxModel(content, threads=THREADS)
     classifier = Classifier(
-        name=request.model if is_file(request.model) else subnet.arch.id,
+        name=subnet.arch.id if place_of(request.model) is None else request.model,
         kind="onnx",
         digest=hashlib.sha256(content).hexdigest(),
         classes=subnet.classes,
