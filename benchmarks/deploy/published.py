@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from ofasearch.deploy.export import random_weights
+from ofasearch.jobs import deliver
 from ofasearch.jobs import subnet as jobs
-from ofasearch.jobs.deliver import to_network
 from ofasearch.jobs.network import subnet_at
 from ofasearch.records import provenance, write_json
 from ofasearch.space.costs import costs
@@ -29,15 +29,19 @@ from ofasearch.space.static import Placed, read_placed
 from ofasearch.supernet.published import INIT, their_names
 
 RECORD = Path(__file__).resolve().parents[1] / "results" / "amd-epyc-2c" / "deploy" / "published.json"
-GAIN = 1.3  # of filters, with which images still differ by far in the logits
+GAIN = 1.3  # of filters
+IMAGES = 8  # for the proof of an export
 SEED = 0
 
 
 def weights(placed: tuple[Placed, ...]) -> dict[str, torch.Tensor]:
-    """A drawn state dict with once-for-all's names."""
-    names = their_names(placed)
-    drawn = random_weights(tuple(spec for _, spec in placed), np.random.default_rng(SEED))
-    return {names[key]: torch.from_numpy(array * np.float32(GAIN if array.ndim == 4 else 1)) for key, array in drawn.items()}
+    """A drawn state dict with once-for-all's names; with these numbers images still differ by far in the logits."""
+    rng, names = np.random.default_rng(SEED), their_names(placed)
+    state = {}
+    for key, array in random_weights(tuple(spec for _, spec in placed), rng).items():
+        drawn = GAIN * array if array.ndim == 4 else array + rng.uniform(-0.3, 0.3, array.shape) if array.ndim == 1 else array
+        state[names[key]] = torch.from_numpy(drawn.astype(np.float32))
+    return state
 
 
 def measure(source: Path, row: Mapping[str, str], work: Path) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def measure(source: Path, row: Mapping[str, str], work: Path) -> dict[str, Any]:
     size = subnet.blueprint[0].hw_in
     images = subnet.preprocessing.apply(np.random.default_rng(SEED).integers(0, 256, (8, size, size, 3), dtype=np.uint8))
     with torch.no_grad():
-        logits = to_network(subnet)(torch.from_numpy(images)).numpy()
+        logits = deliver.to_network(subnet)(torch.from_numpy(images)).numpy()
     found = costs(subnet.blueprint)
     return {
         "folder": row["folder"],
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with published.csv")
     parser.add_argument("-o", "--out", type=Path, default=RECORD)
     options = parser.parse_args()
+    deliver.CHECK_IMAGES = IMAGES
     rows = []
     with (options.data / "published.csv").open() as file:
         listed = list(csv.DictReader(file))

@@ -12,7 +12,10 @@ import click
 from ofasearch.cli import show
 from ofasearch.cli.units import NAMES, SIZES
 
-SUBNET_HELP = "SUBNET is an arch id, a JSON object with ks, e, d, r, or a subnet.pt."
+SUBNET_HELP = (
+    "SUBNET is an arch id, a JSON object with ks, e, d, r, a subnet.pt, or once-for-all's net.config with run.config and init beside it; "
+    "a folder stands for what it holds."
+)
 
 TEXT_LIMIT = 1000  # characters of one value
 PREPROCESSING_HELP = "Of ONNX files that do not say theirs: imagenet, or JSON with mean and std (or a file of it)."

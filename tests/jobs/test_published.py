@@ -15,6 +15,7 @@ from ofasearch.data import load_data
 from ofasearch.jobs.deliver import load_subnet, save_subnet, to_network
 from ofasearch.jobs.network import place_of, read_network, subnet_at
 from ofasearch.jobs.subnet import read_subnet
+from ofasearch.jobs.winner import _configs
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.space.costs import costs
 from ofasearch.space.families import get_space
@@ -176,6 +177,18 @@ def test_a_config_alone_has_layers_and_no_weights(tmp_path, capsys):
     assert run(["export", str(folder), "-o", str(tmp_path / "x.onnx")]) == 1
     assert "must hold the weights of its net.config, as init" in capsys.readouterr().err
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_network_that_once_for_all_cannot_build_is_delivered_without_configs(tmp_path):
+    """The answer says why; the other files are written."""
+    small = get_space("ofa-resnet50-cifar")
+    files, notes = _configs(tmp_path, small.blueprint(small.smallest()))
+    assert (files, list(tmp_path.iterdir())) == ({}, [])
+    assert len(notes) == 1
+    assert "maximum pool" in notes[0]
+    files, notes = _configs(tmp_path, BLUEPRINT)
+    assert (list(files), notes) == (["net_config"], [])
+    assert {path.name for path in tmp_path.iterdir()} == {"net.config", "run.config"}
 
 
 # -- the published networks ------------------------------------------------------------------------------------
