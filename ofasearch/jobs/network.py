@@ -148,3 +148,8 @@ def space_of(text: str, default: str | None) -> Space:
                 f"but got '{text[:80]}'"
             ) from None
     return get_space(default or name)
+
+
+def is_file(text: str) -> bool:
+    """Whether a subnet's text names a file; JSON may be longer than the system lets a name be."""
+    return not text.lstrip().startswith("{") and Path(text).is_file()

@@ -104,7 +104,7 @@ def predict_onnx(name: str, model: OnnxModel, preprocessing: Preprocessing, imag
     """
     size, first = input_size(name, model, preprocessing, images), model.inputs[0].shape[0]
     batch = first if isinstance(first, int) else BATCH
-    for x in _inputs(model, preprocessing, images, size, batch):
+    for x in inputs_for(model, preprocessing, images, size, batch):
         filled = x if len(x) == batch else np.concatenate([x, np.zeros((batch - len(x), *x.shape[1:]), dtype=x.dtype)])
         logits = model(np.ascontiguousarray(filled if isinstance(first, int) else x))
         if logits.ndim != 2 or len(logits) != (batch if isinstance(first, int) else len(x)) or not np.isfinite(logits).all():
@@ -126,7 +126,8 @@ def _channels_first(model: OnnxModel) -> list[Any]:
     return [shape[0], shape[3], shape[1], shape[2]] if _takes_channels_last(model) else shape
 
 
-def _inputs(model: OnnxModel, preprocessing: Preprocessing, images: Split, size: int, batch: int) -> Iterator[npt.NDArray[Any]]:
+def inputs_for(model: OnnxModel, preprocessing: Preprocessing, images: Split, size: int, batch: int) -> Iterator[npt.NDArray[Any]]:
+    """What a file is fed, at most `batch` images at a time: (B, 3, size, size), or pixels in the layout that it takes."""
     if model.dtype is not np.uint8:
         yield from images.inputs(preprocessing, resolution=size, batch=batch)
         return

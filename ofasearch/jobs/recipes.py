@@ -21,7 +21,7 @@ from ofasearch.errors import CalibrationError, MismatchError, UsageError
 from ofasearch.jobs.classifier import Classifier, Predicted, PredictionProgress, live_predictions
 from ofasearch.jobs.latency import reference_of
 from ofasearch.jobs.measuring import NET_RULE, Lab
-from ofasearch.jobs.onnx_file import THREADS, input_size
+from ofasearch.jobs.onnx_file import THREADS, input_size, inputs_for
 from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.stopwatch import Timing
 from ofasearch.latency.table import TableKey
@@ -71,9 +71,9 @@ class Subject:
         return self.classifier.onnx
 
     def batches(self) -> Iterator[Inputs]:
-        """Calibration inputs (B, 3, H, W)."""
+        """Calibration inputs (B, 3, H, W), or the pixels that the file takes."""
         size = input_size(self.classifier.name, self.model, self.preprocessing, self.calibration)
-        return self.calibration.inputs(self.preprocessing, resolution=size, batch=self.batch)
+        return inputs_for(self.model, self.preprocessing, self.calibration, size, self.batch)
 
 
 def calibration_of(classifier: Classifier, data: DataSet, most: int, method: Method) -> tuple[Split, int]:

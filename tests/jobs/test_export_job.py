@@ -103,6 +103,14 @@ def test_whoever_follows_the_metadata_is_right_in_every_form(written, subnet, fo
     assert logits == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_file_of_pixels_becomes_int8_as_the_plain_one_does(tmp_path, written):
+    options = {"data": "digits", "timed": False, "per_channel": True, "floating": ()}
+    plain, pixels = (ofasearch.quantize(written / f"{form}.onnx", out=tmp_path / f"{form}.onnx", **options) for form in ("plain", "pixels"))
+    assert pixels["int8"]["test_top1"] == pytest.approx(plain["int8"]["test_top1"], abs=0.02)
+    told = inspect(tmp_path / "pixels.onnx")
+    assert (told["input"]["dtype"], told["quantised"], told["graph_checked"]) == ("uint8", True, False)
+
+
 def test_the_answer_tells_the_form(tmp_path, subnet):
     record = export(subnet, out=tmp_path / "m.onnx", opset=13, embed_preprocessing=True)
     assert (record["opset"], record["embedded_preprocessing"]) == (13, True)
