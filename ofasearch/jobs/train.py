@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -102,8 +103,90 @@ def _train(request: TrainRequest, ready: Prepared, source: Source, ranks: Ranks)
         ranks=ranks,
         teacher=teacher.network if teacher is not None else None,
     )
-    folder = RunFolder(request.out)
-    opened = ranks.share(_open(folder, request, trainer) if ranks.first else None)
+    course = Course(
+        trainer=trainer,
+        folder=RunFolder(request.out),
+        card=_card(request, ready.space),
+        resume=request.resume,
+        watch=_Landmarks(supernet, ready),
+        evaluate_every=request.evaluate_every,
+        spent=partial(_spent, request, ranks),
+    )
+    done = yield from follow(course)
+    result = _finish(request, ready, trainer, done, start) if ranks.first else None
+    yield from ([TrainNote(text=text)] if ranks.first and (text := skipped(source)) else [])
+    yield ranks.share(result)
+
+
+# -- the course of a run -----------------------------------------------------------------------------------------
+
+
+class Watch(Protocol):
+    """What is looked at on the way of a run; only the first process looks."""
+
+    def scores(self, epoch: int) -> dict[str, float]:
+        """Validation top-1 by network, after so many epochs."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it, as tensors and numbers."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave. Raises KeyError, TypeError, ValueError where it does not fit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Landmarks:
+    """Three networks of a supernet; nothing of them is kept."""
+
+    supernet: Supernet
+    ready: Prepared
+
+    def scores(self, epoch: int) -> dict[str, float]:
+        """See `Watch`."""
+        return score_landmarks(self.supernet, self.ready.data, self.ready.preprocessing)
+
+    def state(self) -> dict[str, Any]:
+        """See `Watch`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Watch`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """A run to follow: the trainer, its folder with the `card` that says what was asked, and what is looked at on the way.
+
+    `evaluate_every` counts epochs, 0 for the end only; `spent` says what so many seconds cost.
+    """
+
+    trainer: Trainer
+    folder: RunFolder
+    card: dict[str, Any]
+    resume: bool
+    watch: Watch
+    evaluate_every: int
+    spent: Callable[[float], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a run: the last scores (none where a finished run was resumed), and its seconds, all sessions together."""
+
+    scores: dict[str, float]
+    seconds: float
+
+
+def follow(course: Course) -> Generator[TrainNote | TrainProgress, None, Done]:
+    """Train to the end: checkpoints, a line of the log per epoch, and progress after every step.
+
+    Every process follows it; the first alone writes and evaluates. Raises UsageError, MismatchError, TrainingError.
+    """
+    trainer, ranks, folder = course.trainer, course.trainer.ranks, course.folder
+    opened = ranks.share(_open(course) if ranks.first else None)
     if opened.state is not None:
         trainer.restore(opened.state)
         yield from ([TrainNote(text=opened.note)] if opened.note else [])
@@ -115,34 +198,31 @@ def _train(request: TrainRequest, ready: Prepared, source: Source, ranks: Ranks)
         losses.append(report.loss)
         epoch_ends = report.step % trainer.steps_per_epoch == 0
         if epoch_ends and ranks.first:
-            due = report.step == report.steps or (request.evaluate_every and report.epoch % request.evaluate_every == 0)
-            scores = score_landmarks(supernet, ready.data, ready.preprocessing) if due else scores
+            due = report.step == report.steps or (course.evaluate_every and report.epoch % course.evaluate_every == 0)
+            scores = course.watch.scores(report.epoch) if due else scores
             line = {"epoch": report.epoch, "step": report.step, "phase": report.phase, "loss": float(np.mean(losses)), "lr": report.lr}
-            line |= {"passes": report.passes, "images_per_second": pace.images_per_second, **_spent(request, ranks, pace.seconds())}
+            line |= {"passes": report.passes, "images_per_second": pace.images_per_second, **course.spent(pace.seconds())}
             folder.log(line | ({"validation_top1": scores} if due else {}))
         if epoch_ends:
             losses = []
             pace.pause_ends()
         if ranks.first and (epoch_ends or time.perf_counter() - saved > CHECKPOINT_SECONDS):
-            folder.save({**trainer.state(), "seconds": pace.seconds(), "epoch_losses": losses})
+            folder.save({**trainer.state(), **course.watch.state(), "seconds": pace.seconds(), "epoch_losses": losses})
             saved = time.perf_counter()
         yield TrainProgress(report=report, images_per_second=pace.images_per_second, eta_seconds=pace.eta_seconds(report.step), top1=scores)
-    result = _finish(request, ready, trainer, scores, start, pace.seconds()) if ranks.first else None
-    yield from ([TrainNote(text=text)] if ranks.first and (text := _skipped(source)) else [])
-    yield ranks.share(result)
+    return Done(scores, pace.seconds())
 
 
-def _skipped(source: Source) -> str:
+def skipped(source: Source) -> str:
+    """A sentence on images that were left out, empty where none was."""
     names = getattr(source, "skipped", ())
     return f"{len(names)} unreadable images were left out, the first is {names[0]}" if names else ""
 
 
-def _finish(
-    request: TrainRequest, ready: Prepared, trainer: Trainer, scores: dict[str, float], start: dict[str, Any], seconds: float
-) -> TrainResult:
+def _finish(request: TrainRequest, ready: Prepared, trainer: Trainer, done: Done, start: dict[str, Any]) -> TrainResult:
     """Write the supernet's file."""
-    scores = scores or score_landmarks(trainer.supernet, ready.data, ready.preprocessing)  # a finished run that was resumed
-    spent = _spent(request, trainer.ranks, seconds)
+    scores = done.scores or score_landmarks(trainer.supernet, ready.data, ready.preprocessing)  # a finished run that was resumed
+    spent = _spent(request, trainer.ranks, done.seconds)
     record = provenance(
         strategy=request.strategy,
         options=asdict(ready.strategy),  # type: ignore[call-overload]
@@ -152,7 +232,7 @@ def _finish(
         processes=trainer.ranks.size,
         validation_top1=scores,
         splits={name: len(part) for name, part in ready.data.splits.items()},
-        **{**spent, "seconds": round(seconds)},
+        **{**spent, "seconds": round(done.seconds)},
         **start,
     )
     weights = Weights(trainer.supernet.arrays(), ready.space, ready.preprocessing, ready.data.class_names, record, request.out.name)
@@ -161,7 +241,7 @@ def _finish(
         supernet=(request.out / WEIGHTS).absolute(),
         digest=weights.digest,
         top1=scores,
-        seconds=seconds,
+        seconds=done.seconds,
         device_hours=spent["device_hours"],
         dollars=spent.get("dollars"),
         kg_co2=spent.get("kg_co2"),
@@ -234,37 +314,43 @@ class _Opened:
     losses: list[float]
 
 
-def _open(folder: RunFolder, request: TrainRequest, trainer: Trainer) -> _Opened:
-    """Start or continue the run folder; on the first process only."""
-    card = (
-        space_card(trainer.supernet.space.name)
-        | {"data": request.data, "strategy": request.strategy, "options": request.options}
-        | asdict(request.config)
-    )
+def _card(request: TrainRequest, space: Space) -> dict[str, Any]:
+    """What a resumed run must ask again."""
+    card = space_card(space.name) | {"data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
     card |= {"init": str(request.init)} if request.init else {}
     card |= {"teacher": request.teacher} if request.teacher else {}
-    card |= {"resolutions": list(request.resolutions)} if request.resolutions else {}
-    state, note = folder.open(card, resume=request.resume)
+    return card | ({"resolutions": list(request.resolutions)} if request.resolutions else {})
+
+
+def _open(course: Course) -> _Opened:
+    """Start or continue the run folder; on the first process only."""
+    state, note = course.folder.open(course.card, resume=course.resume)
     if state is None:
         return _Opened(None, None, 0.0, [])
     try:
         seconds, losses = float(state["seconds"]), [float(loss) for loss in state["epoch_losses"]]
         if not isinstance(state["epoch_losses"], list) or not all(map(math.isfinite, (seconds, *losses))):
             raise ValueError("they are no finite numbers")
+        course.watch.restore(state)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TrainingError(f"the checkpoint must hold seconds and losses, but it does not: {error}") from error
-    trainer.restore(state)  # so that a state that does not fit leaves the log alone
-    folder.continue_log(trainer.step)
+    course.trainer.restore(state)  # so that a state that does not fit leaves the log alone
+    course.folder.continue_log(course.trainer.step)
     return _Opened(state, note, seconds, losses)
 
 
 __all__ = [
+    "Course",
+    "Done",
     "TrainNote",
     "TrainProgress",
     "TrainRequest",
     "TrainResult",
+    "Watch",
+    "follow",
     "landmarks",
     "load_checkpoint",
     "score_landmarks",
+    "skipped",
     "train",
 ]
