@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ofasearch.cli import show
+from ofasearch.cli.training import Teller, machine_options, recipe, recipe_options, scores_text
 from ofasearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,27 +30,10 @@ NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 @click.option("--subnets", type=int, help="Networks per step.  [the strategy's own]")
 @click.option("--warmup-share", type=float, help="deps: share of the run that trains the full model alone.  [0.5]")
 @click.option("--smallest", is_flag=True, help="deps: train the smallest network in every such step, as one of --subnets.")
-@click.option("--batch-size", default=128, show_default=True, help="Images per step, of all processes together.")
-@click.option("--accumulate", default=1, show_default=True, help="Parts of a process's batch that run one after the other.")
-@click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
-@click.option("--schedule", type=click.Choice(["cosine", "exponential"]), help="[exponential for bignas, else cosine]")
-@click.option("--warmup-epochs", type=float, help="Linear rise of the rate at the start.  [a tenth of the run, at most 1 epoch]")
-@click.option("--optimizer", type=click.Choice(["sgd", "rmsprop"]), default="sgd", show_default=True)
-@click.option("--momentum", default=0.9, show_default=True)
-@click.option("--weight-decay", default=3e-4, show_default=True, help="Not on batch norms and biases.")
-@click.option("--label-smoothing", default=0.0, show_default=True)
-@click.option("--dropout", default=0.0, show_default=True, help="Before the classifier.")
-@click.option("--no-flip", is_flag=True, help="Do not mirror images.")
-@click.option("--jitter", is_flag=True, help="Vary brightness and saturation as once-for-all does.")
-@click.option("--auto-augment", type=click.Choice(["none", "cifar10", "imagenet"]), default="none", show_default=True)
-@click.option("--erase", default=0.0, show_default=True, help="Probability of random erasing.")
+@recipe_options(lr=0.1)
 @click.option("--resolutions", help="Input sizes to train at, e.g. 128,160,192; photographs only.  [the space's]")
 @click.option("--fixed-resolution", is_flag=True, help="Train at the largest input size only, not at one drawn per step.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[the GPU where there is one]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--sync-bn", is_flag=True, help="Batch statistics over all processes (CUDA).")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode photographs.  [one per core]")
-@click.option("--skip-unreadable", is_flag=True, help="Leave unreadable photographs out instead of stopping.")
+@machine_options
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
@@ -65,7 +49,6 @@ NAMES = ("ofa", "compofa", "bignas", "deps", "rss", "rss-short", "single")
 )
 @click.option("--price", type=float, help="Dollars per device hour, for the log.")
 @click.option("--co2", type=float, help="Kilograms of CO2 per device hour, for the log.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit on CPU.")
 @click.option("--plan", is_flag=True, help="Print phases, epochs, rates and options of the strategy, and train nothing.")
@@ -106,19 +89,13 @@ def _request(given: dict[str, Any]) -> TrainRequest:
     options = _options(given)
     epochs = _epochs(given, options)
     config: dict[str, Any] = {"warmup_epochs": min(1.0, epochs / 10)} | dict(STRATEGIES[given["strategy"]]().recipe)
-    config |= {name: given[name] for name in ("schedule", "warmup_epochs") if given[name] is not None}
-    for name in (
-        "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "dropout", "jitter",
-        "auto_augment", "erase", "precision", "sync_bn", "seed",
-    ):  # fmt: skip
-        config[name] = given[name]
     return TrainRequest(
         space=given["space"],
         data=given["data"],
         out=given["out"],
         strategy=given["strategy"],
         options=options,
-        config=TrainConfig(epochs=epochs, flip=not given["no_flip"], elastic_resolution=not given["fixed_resolution"], **config),
+        config=TrainConfig(**config | recipe(given), epochs=epochs, elastic_resolution=not given["fixed_resolution"]),
         resolutions=_sizes(given["resolutions"]),
         init=given["init"],
         teacher=given["teacher"],
@@ -187,13 +164,12 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
 
 
 def _run(request: TrainRequest, as_json: bool, quiet: bool) -> None:
-    from ofasearch.jobs.train import TrainNote, TrainResult
+    from ofasearch.jobs.train import TrainResult
     from ofasearch.jobs.train import train as events
     from ofasearch.ranks import speaks
 
     reporter = show.Reporter(quiet=quiet or as_json or not speaks())
-    scores: dict[str, float] = {}
-    phase = ""
+    teller = Teller(reporter)
     try:
         for event in events(request):
             if isinstance(event, TrainResult):
@@ -201,25 +177,9 @@ def _run(request: TrainRequest, as_json: bool, quiet: bool) -> None:
                 if speaks():
                     show.print_json(_record(event)) if as_json else click.echo(_report(event))
                 continue
-            if isinstance(event, TrainNote):
-                reporter.say(f"note: {event.text}")
-                continue
-            report = event.report
-            if report.phase != phase:
-                phase = report.phase
-                reporter.say(f"epoch {report.epoch}: phase {phase}, {report.passes} network{'s' * (report.passes > 1)} a step")
-            note = f"epoch {report.epoch}  {phase}  loss {report.loss:.3f}  {event.images_per_second:.0f} images/s"
-            best = f"  largest {100 * scores['largest']:.2f} %" if scores else ""
-            reporter.update("training", report.step, report.steps, eta=event.eta_seconds, note=note + best)
-            if event.top1 != scores:
-                scores = event.top1
-                reporter.say(f"epoch {report.epoch}: validation top-1 {_scores(scores)}")
+            teller.tell(event)
     finally:
         reporter.clear()
-
-
-def _scores(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in scores.items())
 
 
 def _record(result: TrainResult) -> dict[str, Any]:
@@ -307,7 +267,7 @@ def _last_line(run: Run) -> str:
     scored = next((old for old in reversed(run.lines) if old.get("validation_top1")), None)
     if scored is not None:
         since = "" if scored is line else f" (epoch {scored['epoch']})"
-        facts.append(("validation top-1", _scores(scored["validation_top1"]) + since))
+        facts.append(("validation top-1", scores_text(scored["validation_top1"]) + since))
     facts += [("images/s", f"{line['images_per_second']:.0f}")] if "images_per_second" in line else []
     facts += [("time", show.duration(line["seconds"]))] if "seconds" in line else []
     for key, name, form in (
@@ -320,12 +280,12 @@ def _last_line(run: Run) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """A row per run: the accuracies of the largest network, and what they took."""
+    """A row per run: the accuracies of its largest network, and what they took."""
     from ofasearch.report.curves import MARKS, short
 
     rows = []
     for mark, run in zip(MARKS, runs, strict=False):
-        line, scores = run.lines[-1], run.top1("largest")
+        line, scores = run.lines[-1], run.leading
         epoch, best = max(scores, key=lambda score: score[1], default=(0, 0.0))
         accuracies = [f"{100 * best:.2f} %", str(epoch), f"{100 * scores[-1][1]:.2f} %"] if scores else ["-", "-", "-"]
         hours = f"{line['device_hours']:.2f}" if "device_hours" in line else "-"

@@ -86,7 +86,10 @@ def train(request: TrainRequest) -> Iterator[TrainNote | TrainProgress | TrainRe
     """
     with join() as ranks:
         ready = prepare(request)
-        with closing(open_source(ready.data["train"], request, ready.device)) as source:
+        source = open_source(
+            ready.data["train"], request.config, device=ready.device, workers=request.workers, skip_unreadable=request.skip_unreadable
+        )
+        with closing(source):
             yield from _train(request, ready, source, ranks)
 
 

@@ -159,11 +159,12 @@ def prepare(request: TrainRequest) -> Prepared:
         space=space,
         preprocessing=preprocessing,
         strategy=make_strategy(request.strategy, request.options, space),
-        device=_device(request.device),
+        device=device_of(request.device),
     )
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """Where a run trains: cpu, cuda, or where there is one the GPU. Raises UsageError."""
     if name not in (None, "cpu", "cuda"):
         raise UsageError(f"--device must be cpu or cuda, but got '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
@@ -172,12 +173,12 @@ def _device(name: str | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if chosen == "cuda" else torch.device("cpu")
 
 
-def open_source(images: Split, request: TrainRequest, device: torch.device) -> Source:
+def open_source(images: Split, config: TrainConfig, *, device: torch.device, workers: int, skip_unreadable: bool) -> Source:
     """Where the training images come from: memory (of the GPU, where it trains), or files that workers decode."""
     if isinstance(images, FolderSet):
-        return FolderSource(images, flip=request.config.flip, workers=request.workers, skip_unreadable=request.skip_unreadable)
+        return FolderSource(images, flip=config.flip, workers=workers, skip_unreadable=skip_unreadable)
     assert isinstance(images, ImageSet)
-    return MemorySource(images, crop_padding=request.config.crop_padding, flip=request.config.flip, device=device)
+    return MemorySource(images, crop_padding=config.crop_padding, flip=config.flip, device=device)
 
 
 # -- where a run starts ----------------------------------------------------------------------------------------
@@ -190,6 +191,7 @@ class Teacher:
     network: nn.Module
     weights: Weights | None
     digest: str
+    preprocessing: Preprocessing
 
 
 def given_teacher(request: TrainRequest, ready: Prepared) -> Teacher:
@@ -197,19 +199,28 @@ def given_teacher(request: TrainRequest, ready: Prepared) -> Teacher:
 
     Raises NotFoundError, FormatError, MismatchError (other classes; another space, where it would start the supernet).
     """
-    name = str(request.teacher)
+    name, alone = str(request.teacher), ready.strategy.needs_teacher
     if not ready.strategy.needs_teacher and not any(phase.teaches for phase in ready.strategy.phases(ready.space)):
         raise UsageError(f"strategy {request.strategy} distils from no given network; leave --teacher out")
-    if name.endswith(".pt") and ready.strategy.needs_teacher:
+    teacher = read_teacher(name, ready.space.classes, alone=alone)
+    if not alone and teacher.weights is not None:
+        transfer(teacher.weights.arrays, teacher.weights.space, ready.space)  # the supernet starts from it, so it must fit
+    return teacher
+
+
+def read_teacher(name: str, classes: int, *, alone: bool) -> Teacher:
+    """The largest network of a supernet, or, where one network may stand `alone`, that of a subnet.pt.
+
+    Raises NotFoundError, FormatError, MismatchError (other classes).
+    """
+    if name.endswith(".pt") and alone:
         subnet, _ = load_subnet(Path(name))
-        _check_classes(name, subnet.blueprint[-1].c_out, ready.space.classes)
-        return Teacher(to_network(subnet).eval(), None, digest(subnet.arrays))
+        _check_classes(name, subnet.blueprint[-1].c_out, classes)
+        return Teacher(to_network(subnet).eval(), None, digest(subnet.arrays), subnet.preprocessing)
     weights = zoo.load_supernet(name).weights
-    _check_classes(name, weights.space.classes, ready.space.classes)
+    _check_classes(name, weights.space.classes, classes)
     network = Supernet.from_arrays(weights.space, weights.arrays).extract(weights.space.largest())
-    if not ready.strategy.needs_teacher:
-        transfer(weights.arrays, weights.space, ready.space)  # the supernet starts from it, so it must fit
-    return Teacher(network.train(), weights, weights.digest)  # batch statistics, as the published code does
+    return Teacher(network.train(), weights, weights.digest, weights.preprocessing)  # batch statistics, as the published code does
 
 
 def _check_classes(name: str, classes: int, wanted: int) -> None:

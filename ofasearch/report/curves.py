@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LANDMARKS = {"largest": "L", "middle": "m", "smallest": "s"}  # network -> its mark in the terminal
+LANDMARKS = {"largest": "L", "middle": "m", "smallest": "s"}  # network of a supernet -> its mark in the terminal
+SUBNET = "subnet"  # the network of a run that trains one alone
 MARKS = "123456789abcdefghijk"  # of compared runs
 NUMBERS = ("loss", "lr")  # what every line says
 OTHER_NUMBERS = ("step", "passes", "images_per_second", "seconds", "device_hours", "dollars", "kg_co2")
@@ -45,6 +46,11 @@ class Run:
         """Validation top-1 of a landmark network, a fraction, at the epochs that measured it."""
         found = ((line["epoch"], line.get("validation_top1", {})) for line in self.lines)
         return tuple((epoch, scores[network]) for epoch, scores in found if network in scores)
+
+    @property
+    def leading(self) -> tuple[Point, ...]:
+        """Validation top-1 of the largest network, or of the only one."""
+        return self.top1(SUBNET) or self.top1("largest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,9 @@ def _is_number(value: Any, most: float) -> bool:
 
 
 def draw_run(run: Run) -> Drawing:
-    """Loss, validation top-1 of the three landmark networks, and learning rate of one run."""
-    networks = tuple(Series(name, mark, _percent(run.top1(name))) for name, mark in LANDMARKS.items())
+    """Loss, validation top-1 of the three landmark networks, or of the only one, and learning rate of one run."""
+    names = {SUBNET: "*"} if run.top1(SUBNET) else LANDMARKS
+    networks = tuple(Series(name, mark, _percent(run.top1(name))) for name, mark in names.items())
     panels = (_one(TITLES[0], run.values("loss")), Panel(TITLES[1], networks), _one(TITLES[2], run.values("lr")))
     return Drawing(_title(short(run.name, 40), [run]), panels, bands(run.lines))
 
@@ -125,7 +132,7 @@ def draw_comparison(runs: Sequence[Run]) -> Drawing:
     def panel(title: str, values: Sequence[tuple[Point, ...]]) -> Panel:
         return Panel(title, tuple(Series(short(r.name, 40), m, p) for r, m, p in zip(runs, MARKS, values, strict=False)))
 
-    accuracies = panel(f"{TITLES[1]}, largest network", [_percent(run.top1("largest")) for run in runs])
+    accuracies = panel(f"{TITLES[1]}, largest network", [_percent(run.leading) for run in runs])
     losses, rates = panel(TITLES[0], [r.values("loss") for r in runs]), panel(TITLES[2], [r.values("lr") for r in runs])
     return Drawing(_title(f"{len(runs)} runs", runs), (losses, accuracies, rates))
 
@@ -388,5 +395,19 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() and ord(c) in known else "?" for c in text)
 
 
-__all__ = ["LANDMARKS", "MARKS", "Band", "Drawing", "Panel", "Run", "Series", "bands", "draw_comparison", "draw_run", "is_line", "short"]
+__all__ = [
+    "LANDMARKS",
+    "MARKS",
+    "SUBNET",
+    "Band",
+    "Drawing",
+    "Panel",
+    "Run",
+    "Series",
+    "bands",
+    "draw_comparison",
+    "draw_run",
+    "is_line",
+    "short",
+]
 __all__ += ["COLOURS", "INK", "QUIET", "legible", "to_ascii", "to_png", "to_text"]

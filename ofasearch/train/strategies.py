@@ -441,8 +441,9 @@ def rss_short(**options: Any) -> RSS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Single:
-    """One fixed network alone: `codes` of it, or the largest. With `focal`, distilled from a reference.
+    """One fixed network alone: `codes` of it, or the largest. With `focal` or `distillation`, it also learns from a reference.
 
+    `distillation` weighs the reference's soft predictions beside the labels, as progressive shrinking does (OFA, section 4.1).
     Focal distillation adds `focal` * (alpha + beta * [the reference is right]) * D to the loss of each image, D half the
     squared distance of the logits, so that the network keeps what its reference gets right.
 
@@ -454,11 +455,13 @@ class Single:
     focal: float = 0.0
     alpha: float = 1.0
     beta: float = 5.0
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_weight("single", self.focal)
-        _check_weight("single", self.alpha)
-        _check_weight("single", self.beta)
+        for weight in (self.focal, self.alpha, self.beta, self.distillation):
+            _check_weight("single", weight)
+        if self.focal > 0 and self.distillation > 0:
+            raise UsageError(f"single learns from a reference in one way, but got focal {self.focal} and distillation {self.distillation}")
 
     @property
     def period(self) -> Period:
@@ -468,7 +471,7 @@ class Single:
     @property
     def needs_teacher(self) -> bool:
         """See `Strategy`."""
-        return self.focal > 0
+        return self.focal > 0 or self.distillation > 0
 
     def phases(self, space: Space) -> tuple[Phase, ...]:
         """See `Strategy`."""
@@ -477,6 +480,8 @@ class Single:
     def plan(self, space: Space, at: Position, rng: np.random.Generator) -> StepPlan:
         """See `Strategy`."""
         codes = _largest(space, at) if self.codes is None else (at.resolution, *self.codes[1:])
+        if self.distillation > 0:
+            return StepPlan((Pass(codes, 1.0, "teacher", self.distillation),))
         target: Target = "focal" if self.focal > 0 else "labels"
         return StepPlan((Pass(codes, 1.0, target, self.focal * self.alpha, self.focal * self.beta),))
 
