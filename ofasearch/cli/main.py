@@ -21,6 +21,7 @@ COMMANDS: Commands = {
     "pareto": ("ofasearch.cli.pareto", "pareto", "Search the whole front of accuracy and costs."),
     "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),
+    "finetune": ("ofasearch.cli.finetune", "finetune", "Train a subnet for a few epochs more, alone."),
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
     "flips": ("ofasearch.cli.flips", "flips", "What a new network gets wrong that an old one got right."),
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),

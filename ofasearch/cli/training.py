@@ -21,13 +21,15 @@ FIELDS = (  # of `TrainConfig`, whose options have their names
 UNSAID = ("schedule", "warmup_epochs")  # options that may be left to the method
 
 
-def recipe_options(*, lr: float, warmup: str = "a tenth of the run, at most 1 epoch") -> Callable[[Command], Command]:
-    """How weights are trained and images varied; `lr` is the peak rate where none is given, `warmup` what then rises."""
+def recipe_options(
+    *, lr: float, schedule: str = "exponential for bignas, else cosine", warmup: str = "a tenth of the run, at most 1 epoch"
+) -> Callable[[Command], Command]:
+    """How weights are trained and images varied; `lr` is the peak rate where none is given, the texts what else holds then."""
     return _options(
         click.option("--batch-size", default=128, show_default=True, help="Images per step, of all processes together."),
         click.option("--accumulate", default=1, show_default=True, help="Parts of a process's batch that run one after the other."),
         click.option("--lr", default=lr, show_default=True, help="Peak learning rate."),
-        click.option("--schedule", type=click.Choice(["cosine", "exponential"]), help="[exponential for bignas, else cosine]"),
+        click.option("--schedule", type=click.Choice(["cosine", "exponential"]), help=f"[{schedule}]"),
         click.option("--warmup-epochs", type=float, help=f"Linear rise of the rate at the start.  [{warmup}]"),
         click.option("--optimizer", type=click.Choice(["sgd", "rmsprop"]), default="sgd", show_default=True),
         click.option("--momentum", default=0.9, show_default=True),

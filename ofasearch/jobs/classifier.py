@@ -365,13 +365,13 @@ def _shipped_member(classifier: Classifier, arch_id: str, trained: zoo.TrainedSu
     if member is None or (classifier.trained is not None and classifier.trained.weights.digest == trained.weights.digest):
         return member
     shipped = shipped_subnet(trained.weights, members, codes, trained.name)
-    fed_alike = _fed_alike(classifier.preprocessing, shipped.preprocessing)
+    alike = fed_alike(classifier.preprocessing, shipped.preprocessing)
     if classifier.onnx is not None:
-        return member if fed_alike and same_graph(Path(classifier.name), shipped.blueprint, shipped.arrays) else None
-    return member if fed_alike and classifier.subnet is not None and _equal(classifier.subnet, shipped) else None
+        return member if alike and same_graph(Path(classifier.name), shipped.blueprint, shipped.arrays) else None
+    return member if alike and classifier.subnet is not None and _equal(classifier.subnet, shipped) else None
 
 
-def _fed_alike(one: Preprocessing | None, other: Preprocessing) -> bool:
+def fed_alike(one: Preprocessing | None, other: Preprocessing) -> bool:
     """Whether images become the same inputs at whatever size."""
     return one is not None and replace(one, size=0) == replace(other, size=0)
 

@@ -32,13 +32,17 @@ FACTS = (  # of a search's answer, that the files themselves tell
     "reward", "lambda1", "lambda2", "reference", "validation",
 )  # fmt: skip
 Logits = npt.NDArray[np.float32]  # (n, classes)
+OWN_WEIGHTS = ""  # in place of a supernet's digest, where a network was trained further
 CHECK_IMAGES = 256
 CHECK_PIXELS = 64 * 224**2  # of all of them: larger images are fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
-    """One network with weights of its own. `arrays` are keyed `<slot>.<part>`; `calibrated` tells of batch norm."""
+    """One network with weights of its own. `arrays` are keyed `<slot>.<part>`; `calibrated` tells of batch norm.
+
+    `supernet` is what it was cut from, `supernet_digest` that of the weights it still has (`OWN_WEIGHTS`: of none).
+    """
 
     arch: Arch
     blueprint: Blueprint

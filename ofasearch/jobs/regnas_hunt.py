@@ -20,7 +20,15 @@ from ofasearch.jobs.choose import Candidate, Outcome, choose, clock_of
 from ofasearch.jobs.classifier import read_classifier
 from ofasearch.jobs.exam import limited
 from ofasearch.jobs.measuring import LatencyProgress
-from ofasearch.jobs.regnas_task import Reference, RegnasRequest, is_contained, macs_of_reference, read_reference, with_defaults
+from ofasearch.jobs.regnas_task import (
+    Reference,
+    RegnasRequest,
+    is_contained,
+    macs_of_reference,
+    not_contained,
+    read_reference,
+    with_defaults,
+)
 from ofasearch.jobs.reward_aim import Placed, Predicted, RewardAim, live_trials
 from ofasearch.jobs.searching import FindProgress, FindRequest
 from ofasearch.jobs.setup import Budgets, Setup, prepare, show_count
@@ -111,9 +119,7 @@ def begin(request: RegnasRequest, ranks: Ranks) -> Generator[FindProgress, None,
     contained = is_contained(request, reference)
     campaign = Campaign(request=request, data=data, supernet=supernet, ranks=ranks, reference=reference, contained=contained, notes=notes)
     if reference is not None and not contained and request.cas is None:
-        campaign.notes.append(
-            f"{reference.name} is not known to be a subnet of {supernet.name}: what is found need not contain its weights"
-        )
+        campaign.notes.append(not_contained(reference, supernet.name))
     return campaign
 
 

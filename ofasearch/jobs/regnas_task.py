@@ -22,7 +22,7 @@ from ofasearch.jobs.classifier import (
     live_predictions,
     shipped_predictions,
 )
-from ofasearch.jobs.deliver import Subnet
+from ofasearch.jobs.deliver import OWN_WEIGHTS, Subnet
 from ofasearch.jobs.reward_aim import Placed, Predicted
 from ofasearch.jobs.searching import FindProgress, FindRequest
 from ofasearch.jobs.setup import Budgets, Question
@@ -76,7 +76,8 @@ class RegnasRequest:
 class Reference:
     """What new networks are compared with: predictions per split, and where it is a network of the searched weights, which one.
 
-    `placed` has those weights, `stated` only says so: it need not be contained, and yet is no answer.
+    `placed` has those weights, `stated` only says so: it need not be contained, and yet is no answer. `tuned`: it says that it was
+    trained further, so no supernet has its weights.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Reference:
     stated: Placed | None = None
     arch_id: str | None = None
     macs: float | None = None
+    tuned: bool = False
 
     def tested_as(self, predicted: Predicted) -> Reference:
         """The same with its predictions (k,) of the test split."""
@@ -147,6 +149,7 @@ def read_reference(
         stated=stated if is_part or _says_digest(classifier) == supernet.weights.digest else None,
         arch_id=classifier.arch_id,
         macs=classifier.macs,
+        tuned=_says_digest(classifier) == OWN_WEIGHTS,
     )
     return reference, notes
 
@@ -214,10 +217,19 @@ def is_cut_from(subnet: Subnet, weights: Weights) -> bool:
     return all(key in subnet.arrays and np.array_equal(subnet.arrays[key], theirs[key]) for key in kept)
 
 
+def not_contained(reference: Reference, supernet: str = "the supernet") -> str:
+    """Why nothing that is found contains the weights of such a reference."""
+    if reference.tuned:
+        return f"{reference.name} was fine-tuned: its weights are its own, and no network of {supernet} contains them"
+    return f"{reference.name} is not known to be a subnet of {supernet}: what is found need not contain its weights"
+
+
 def is_contained(request: RegnasRequest, reference: Reference | None) -> bool:
     """Whether what is found must hold all weights of the reference. Raises MismatchError where that is asked and cannot be."""
     if reference is None:
         return request.cas is not False
+    if request.cas and reference.tuned:
+        raise MismatchError(f"with --cas the reference must share the supernet's weights, but {not_contained(reference)}; add --no-cas")
     if request.cas and reference.placed is None:
         raise MismatchError(
             f"with --cas the reference must be a subnet of the searched supernet (same digest), but {reference.name} is not; "

@@ -1,0 +1,421 @@
+"""`finetune`: a subnet trained for a few epochs more, alone, by the loop that trained its supernet; before and after compared.
+
+The published specialised networks were trained for 25 or 75 epochs after they were cut out (OFA, table 1: "#25", "#75"); with
+which rate, and whether distilled, nobody has published. The rate here is the one at which progressive shrinking goes on
+with trained weights for 25 epochs, 3 % of the full network's, without warm-up (OFA, section 4.1: 0.08 of 2.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ofasearch import zoo
+from ofasearch.data import DataSet, SplitName, load_data
+from ofasearch.errors import MismatchError, UsageError
+from ofasearch.evaluate.flips import compare, intervals
+from ofasearch.evaluate.saved import SPLITS
+from ofasearch.evaluate.score import calibration_batches, calibration_images, predictions, recalibrate_bn, top1
+from ofasearch.jobs.classifier import (
+    Classifier,
+    Predicted,
+    PredictionProgress,
+    assume_preprocessing,
+    calibrated,
+    check_fits,
+    fed_alike,
+    live_predictions,
+    read_classifier,
+)
+from ofasearch.jobs.deliver import OWN_WEIGHTS, Subnet, onnx_bytes, prove, save_subnet, to_network, write_configs
+from ofasearch.jobs.run_folder import LOG, NEWEST, PREVIOUS, RUN, RunFolder
+from ofasearch.jobs.train import Course, TrainNote, TrainProgress, follow, skipped
+from ofasearch.jobs.train_setup import WORKERS, Teacher, device_of, open_source, read_teacher
+from ofasearch.ranks import Ranks, join
+from ofasearch.records import check_writable, provenance, read_json, write_atomic, write_json
+from ofasearch.report.curves import SUBNET
+from ofasearch.space.core import Blueprint
+from ofasearch.space.single import single_space
+from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.weights import Array, digest, layer_key
+from ofasearch.train.loop import TrainConfig, Trainer
+from ofasearch.train.source import Source
+from ofasearch.train.strategies import Single
+
+EPOCHS = 25
+RATE = 0.003  # peak, for batches of 128: 0.08 / 2.6 of the 0.1 that supernets are trained at
+COMMAND = "finetune"  # how its folders are known
+DELIVERED = ("subnet.pt", "subnet.onnx", "result.json")
+
+Predictions = Mapping[SplitName, Predicted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneRequest:
+    """`ofasearch finetune`. `config` is the recipe; `subnet` a subnet.pt, or an arch id of `supernet`."""
+
+    subnet: str
+    data: str
+    out: Path
+    config: TrainConfig
+    supernet: str | None = None
+    teacher: str | None = None  # a supernet, whose largest network is it, or a subnet.pt: its soft predictions stand beside the labels
+    focal: float = 0.0  # weight of focal distillation from the untuned network
+    ref: str | None = None  # a network that the untuned and the tuned one are compared with, too
+    resume: bool = False
+    evaluate_every: int = 1  # epochs between validations; the best of those that are validated is kept
+    device: str | None = None  # cpu, cuda; None: the GPU where there is one
+    workers: int = WORKERS
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.focal < float("inf"):
+            raise UsageError(f"--focal must be a weight of at least 0, but got {self.focal}")
+        if self.teacher is not None and self.focal > 0:
+            raise UsageError("--teacher and --focal are two ways to learn from another network, but both are given; choose one")
+        if self.evaluate_every < 1:
+            raise UsageError(f"--evaluate-every must be at least 1 epoch, but got {self.evaluate_every}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneResult:
+    """The answer: `record` as in `result.json`; the same on every process."""
+
+    record: dict[str, Any]
+
+
+Event = TrainNote | TrainProgress | PredictionProgress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A request made ready: the untuned network, what it is compared with, and the images."""
+
+    data: DataSet
+    untuned: Classifier
+    subnet: Subnet  # of it
+    ref: Classifier | None
+    notes: tuple[str, ...]
+    device: torch.device
+
+    @property
+    def resolution(self) -> int:
+        """Input height = width, pixels."""
+        return self.subnet.blueprint[0].hw_in
+
+
+def finetune(request: FinetuneRequest) -> Iterator[Event | FinetuneResult]:
+    """Fine-tune, with progress on the way and the result at the end; under torchrun on every process.
+
+    The train split trains, batch norm is recalibrated on the calibration split, the best epoch is the one with the highest
+    top-1 on the validation split (the first of equals), and the test split is looked at once, at the end.
+
+    Raises UsageError, MismatchError, CalibrationError, TrainingError, VerificationError; before anything is written where
+    the request is at fault.
+    """
+    with join() as ranks:
+        if ranks.first:
+            _check_folder(request.out, resume=request.resume)
+        for fetched in zoo.fetch_supernet(request.supernet):
+            yield PredictionProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
+        ready = _prepare(request)
+        source = open_source(
+            ready.data["train"], request.config, device=ready.device, workers=request.workers, skip_unreadable=request.skip_unreadable
+        )
+        with closing(source):
+            yield from _tune(request, ready, source, ranks)
+
+
+def _tune(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks) -> Iterator[Event | FinetuneResult]:
+    teacher = _teacher(request, ready)
+    trainer = _trainer(request, ready, source, ranks, teacher)
+    before: Predicted | None = None
+    best = _Best(trainer.supernet, ready)
+    if ranks.first:
+        before = yield from _told(ready.untuned, ready.data, "validation")
+        top1_before = top1(before, ready.data["validation"].labels)
+        yield TrainNote(text=f"the untuned network has a validation top-1 of {100 * top1_before:.2f} %")
+    course = Course(
+        trainer=trainer,
+        folder=RunFolder(request.out),
+        card=_card(request, ready, teacher),
+        resume=request.resume,
+        watch=best,
+        evaluate_every=request.evaluate_every,
+        spent=lambda seconds: {"seconds": seconds, "device_hours": seconds * ranks.size / 3600},
+    )
+    done = yield from follow(course)
+    record: dict[str, Any] = {}
+    if ranks.first:
+        assert before is not None  # on this process
+        training = _training(request, ready, trainer, teacher) | {"seconds": round(done.seconds)}
+        record = yield from _deliver(request, ready, best, before, training)
+        yield from ([TrainNote(text=text)] if (text := skipped(source)) else [])
+    yield FinetuneResult(record=ranks.share(record))
+
+
+# -- before the run ----------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise UsageError unless the folder is new or that of such a run; what lies in it may be what is to be tuned."""
+    check_writable(folder / LOG)
+    card = read_json(folder / RUN) if (folder / RUN).is_file() else None
+    ours = isinstance(card, dict) and card.get("command") == COMMAND
+    there = [name for name in (RUN, LOG, NEWEST, PREVIOUS, *DELIVERED) if (folder / name).exists()]
+    if there and not ours:
+        raise UsageError(f"{folder} must be a new folder or that of an earlier fine-tuning, but holds another {there[0]}; give another -o")
+    begun = any((folder / name).exists() for name in (NEWEST, PREVIOUS))
+    if begun and not resume:
+        raise UsageError(f"{folder} must be a new folder, but holds a run; add --resume to continue it")
+
+
+def _prepare(request: FinetuneRequest) -> _Ready:
+    """Read data and networks, and see that they fit."""
+    untuned = read_classifier(request.subnet, supernet=request.supernet)
+    if untuned.subnet is None:
+        raise UsageError(
+            f"a network must have weights that can be trained, a subnet.pt or an arch id, but {request.subnet} is of kind "
+            f"{untuned.kind}; give the subnet.pt that lies beside it"
+        )
+    data = load_data(request.data)
+    _check_data(data)
+    for split in SPLITS:
+        check_fits(untuned, data, split)
+    untuned = calibrated(untuned, data)
+    assert untuned.subnet is not None
+    ref, notes = None, list[str]()
+    if request.ref is not None:
+        ref = read_classifier(request.ref, supernet=request.supernet)
+        (ref,), notes = assume_preprocessing([ref], [untuned.subnet.preprocessing])
+        for split in SPLITS:
+            check_fits(ref, data, split)
+    return _Ready(data=data, untuned=untuned, subnet=untuned.subnet, ref=ref, notes=tuple(notes), device=device_of(request.device))
+
+
+def _check_data(data: DataSet) -> None:
+    """Raise UsageError or MismatchError for data that cannot train, calibrate and judge."""
+    if data.classes == 0 or len(data["train"]) == 0:
+        raise UsageError(
+            f"training needs labelled images, but {data.name} has no {'labels' if data.classes == 0 else 'training images'}; "
+            "give Parquet, CIFAR or idx files, or a folder with one folder of images per class"
+        )
+    if len(data["calibration"]) == 0:
+        raise MismatchError(f"data must have a calibration split, from which batch norm is set after training, but {data.name} has none")
+
+
+def _teacher(request: FinetuneRequest, ready: _Ready) -> Teacher | None:
+    """What the network learns from beside the labels. Raises MismatchError where that cannot be fed what the network is."""
+    if request.focal > 0:
+        return Teacher(to_network(ready.subnet), None, digest(ready.subnet.arrays), ready.subnet.preprocessing)
+    if request.teacher is None:
+        return None
+    teacher = read_teacher(request.teacher, ready.subnet.classes, alone=True)
+    if not fed_alike(teacher.preprocessing, ready.subnet.preprocessing):
+        raise MismatchError(
+            f"--teacher must be fed images as {ready.untuned.name} is, but {request.teacher} has another mean or std; "
+            "give the supernet that the network was cut from"
+        )
+    return teacher
+
+
+def _trainer(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks, teacher: Teacher | None) -> Trainer:
+    """The loop's trainer of this network alone: its space has no other."""
+    space = single_space(ready.subnet.arch.space, _slotted(ready.subnet.blueprint))
+    supernet = Supernet.from_arrays(space, ready.subnet.arrays)
+    return Trainer(
+        supernet.to(ready.device),
+        Single(focal=request.focal, distillation=float(request.teacher is not None)),
+        request.config,
+        source,
+        ready.subnet.preprocessing,
+        ranks=ranks,
+        teacher=teacher.network if teacher is not None else None,
+    )
+
+
+def _slotted(blueprint: Blueprint) -> Blueprint:
+    """The layers with the names of their arrays as slots, those of static networks too."""
+    return tuple(replace(spec, slot=layer_key(spec, index)) for index, spec in enumerate(blueprint))
+
+
+def _card(request: FinetuneRequest, ready: _Ready, teacher: Teacher | None) -> dict[str, Any]:
+    """What a resumed run must ask again; networks are known by their weights, wherever they lie."""
+    learned = {key: array for key, array in ready.subnet.arrays.items() if not key.endswith(("running_mean", "running_var"))}
+    card: dict[str, Any] = {
+        "command": COMMAND,
+        "space": ready.subnet.arch.space,
+        "arch_id": ready.subnet.arch.id,
+        "weights": digest(learned),
+    }
+    card |= {"data": request.data, "focal": request.focal, "evaluate_every": request.evaluate_every, **asdict(request.config)}
+    return card | ({"teacher": teacher.digest} if request.teacher is not None and teacher is not None else {})
+
+
+# -- on the way --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Best:
+    """Keeps the network of the best epoch so far, with batch norm recalibrated."""
+
+    supernet: Supernet
+    ready: _Ready
+    epoch: int = 0  # 0: none yet
+    top1: float = -1.0
+    arrays: dict[str, Tensor] | None = None
+
+    def scores(self, epoch: int) -> dict[str, float]:
+        """See `Watch`."""
+        network, data, preprocessing = (
+            self.supernet.extract(self.supernet.space.largest()),
+            self.ready.data,
+            self.ready.subnet.preprocessing,
+        )
+        recalibrate_bn(network, calibration_batches(data, preprocessing, resolution=self.ready.resolution))
+        found = predictions(network, data["validation"], preprocessing, resolution=self.ready.resolution)
+        score = top1(found, data["validation"].labels)
+        if score > self.top1:
+            state = {
+                key: t.detach().cpu().contiguous().clone() for key, t in network.state_dict().items() if key in self.ready.subnet.arrays
+            }
+            self.epoch, self.top1, self.arrays = epoch, score, state
+        return {SUBNET: score}
+
+    def state(self) -> dict[str, Any]:
+        """See `Watch`."""
+        return {"best": {"epoch": self.epoch, "top1": self.top1, "arrays": self.arrays}} if self.arrays is not None else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Watch`."""
+        if "best" not in state:
+            return
+        epoch, score, arrays = int(state["best"]["epoch"]), float(state["best"]["top1"]), dict(state["best"]["arrays"])
+        own = self.ready.subnet.arrays
+        if arrays.keys() != own.keys() or any(arrays[key].shape != own[key].shape or not arrays[key].isfinite().all() for key in own):
+            raise ValueError("its best network has other weights")
+        self.epoch, self.top1, self.arrays = epoch, score, arrays
+
+
+# -- after the run -----------------------------------------------------------------------------------------------
+
+
+def _deliver(
+    request: FinetuneRequest, ready: _Ready, best: _Best, before: Predicted, training: Mapping[str, Any]
+) -> Generator[Event, None, dict[str, Any]]:
+    """Compare, prove, write; returns the record."""
+    tuned = _tuned_subnet(ready, best)
+    difference, checked_on = prove(tuned, onnx_bytes(tuned), ready.data)
+    after = replace(ready.untuned, name="the tuned network", subnet=tuned)
+    old: Predictions = {"validation": before, "test": (yield from _told(ready.untuned, ready.data, "test"))}
+    new = yield from _told_both(after, ready.data)
+    record: dict[str, Any] = {
+        "arch_id": tuned.arch.id,
+        "space": tuned.arch.space,
+        "epochs": request.config.epochs,
+        "best_epoch": best.epoch,
+        "calibrated": tuned.calibrated,
+        "before": _top1s(old, ready.data),
+        "after": _top1s(new, ready.data),
+        "flips": _flips(old, new, ready.data),
+    }
+    if ready.ref is not None:
+        record["reference"] = yield from _beside(ready, ready.ref, old, new)
+    test = {"top1": record["after"]["test_top1"], "source": "live", "n": len(new["test"])}
+    record["measured"] = test | {"onnx_max_abs_diff": difference, "onnx_checked_on": checked_on}
+    facts = {"finetuned": dict(training) | {"best_epoch": best.epoch}, **{key: record[key] for key in ("before", "flips", "measured")}}
+    folder = request.out
+    write_atomic(folder / "subnet.onnx", onnx_bytes(tuned, facts))
+    save_subnet(folder / "subnet.pt", tuned, facts)
+    record["files"] = {"net_config": str(write_configs(folder, tuned.blueprint))}
+    record["files"] |= {name: str((folder / file).absolute()) for name, file in (("onnx", "subnet.onnx"), ("subnet", "subnet.pt"))}
+    record |= {"training": provenance(**training), "notes": [*ready.notes, *_worth(record)]}
+    write_json(folder / "result.json", record)
+    return record
+
+
+def _tuned_subnet(ready: _Ready, best: _Best) -> Subnet:
+    """The network of the best epoch; its weights are its own now."""
+    assert best.arrays is not None  # the last epoch is always looked at
+    arrays: dict[str, Array] = {key: t.numpy() for key, t in best.arrays.items()}
+    used = len(calibration_images(ready.data))
+    return replace(ready.subnet, arrays=arrays, supernet_digest=OWN_WEIGHTS, calibrated=f"{used} images of {ready.data.name} calibration")
+
+
+def _top1s(predicted: Predictions, data: DataSet) -> dict[str, float]:
+    return {f"{split}_top1": top1(predicted[split], data[split].labels) for split in SPLITS}
+
+
+def _flips(old: Predictions, new: Predictions, data: DataSet) -> dict[str, Any]:
+    """What flips on either split; intervals by a bootstrap of seed 0."""
+    found = {split: compare(old[split], new[split], data[split].labels) for split in SPLITS}
+    return {
+        split: flips.to_json() | {"gain": flips.gain, "intervals": intervals(flips, np.random.default_rng(0)).to_json()}
+        for split, flips in found.items()
+    }
+
+
+def _beside(ready: _Ready, ref: Classifier, old: Predictions, new: Predictions) -> Generator[PredictionProgress, None, dict[str, Any]]:
+    """The reference, and what flips when the untuned or the tuned network takes its place."""
+    predicted = yield from _told_both(ref, ready.data)
+    sides = {"untuned": _flips(predicted, old, ready.data), "tuned": _flips(predicted, new, ready.data)}
+    return ref.to_json() | _top1s(predicted, ready.data) | sides
+
+
+def _told_both(classifier: Classifier, data: DataSet) -> Generator[PredictionProgress, None, Predictions]:
+    """Progress, and at last the predictions of both splits."""
+    validation = yield from _told(classifier, data, "validation")
+    return {"validation": validation, "test": (yield from _told(classifier, data, "test"))}
+
+
+def _told(classifier: Classifier, data: DataSet, split: SplitName) -> Generator[PredictionProgress, None, Predicted]:
+    """Progress, and at last the predictions (n,) of a split."""
+    found: Predicted | None = None
+    for event in live_predictions(classifier, data, split):
+        if isinstance(event, PredictionProgress):
+            yield event
+        else:
+            found = event
+    assert found is not None  # it ends with them or raises
+    return found
+
+
+def _training(request: FinetuneRequest, ready: _Ready, trainer: Trainer, teacher: Teacher | None) -> dict[str, Any]:
+    """How the weights came to be."""
+    said = {"name": request.teacher, "digest": teacher.digest} if request.teacher is not None and teacher is not None else None
+    return {
+        "start": {
+            "supernet": ready.subnet.supernet,
+            "supernet_digest": ready.subnet.supernet_digest,
+            "calibrated": ready.subnet.calibrated,
+        },
+        "config": asdict(request.config),
+        "focal": request.focal,
+        "data": ready.data.name,
+        "splits": {name: len(part) for name, part in ready.data.splits.items()},
+        "device": str(ready.device.type),
+        "processes": trainer.ranks.size,
+        "steps": trainer.steps,
+        **({"teacher": said} if said is not None else {}),
+    }
+
+
+def _worth(record: Mapping[str, Any]) -> list[str]:
+    """A note where it was not worth the while."""
+    before, after = (record[key]["validation_top1"] for key in ("before", "after"))
+    if after > before:
+        return []
+    return [
+        f"no epoch is better on the validation split than the untuned network ({100 * before:.2f} %): keep that one, or train longer or "
+        "at another rate"
+    ]
+
+
+__all__ = ["EPOCHS", "RATE", "FinetuneRequest", "FinetuneResult", "finetune"]
