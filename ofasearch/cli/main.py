@@ -22,6 +22,7 @@ COMMANDS: Commands = {
     "replay": ("ofasearch.cli.replay", "replay", "Repeat a search from its folder and compare the answers."),
     "train": ("ofasearch.cli.train", "train", "Train a supernet."),
     "finetune": ("ofasearch.cli.finetune", "finetune", "Train a subnet for a few epochs more, alone."),
+    "bn-check": ("ofasearch.cli.bn_check", "bn_check", "How many images a subnet's batch norm needs."),
     "eval": ("ofasearch.cli.subnet", "evaluate", "Top-1 of a subnet or an ONNX file."),
     "flips": ("ofasearch.cli.flips", "flips", "What a new network gets wrong that an old one got right."),
     "export": ("ofasearch.cli.subnet", "export", "Write a subnet as a proved ONNX file."),

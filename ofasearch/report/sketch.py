@@ -23,6 +23,7 @@ class Sketch:
     dots: tuple[Point, ...] = ()
     ways: tuple[tuple[Point, ...], ...] = ()  # lines through these points
     marks: tuple[tuple[str, Point], ...] = ()  # a character each, in place of what lies beneath
+    ends: tuple[str, str] | None = None  # of the x axis, where its numbers are not what they stand for
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -52,7 +53,7 @@ def to_text(sketch: Sketch, width: int = 80) -> tuple[str, ...]:
         cells = "".join(marks.get((row, c), chr(0x2800 + bits[row, c]) if bits[row, c] else " ") for c in range(columns))
         label = high if row == 0 else low if row == ROWS - 1 and low != high else ""
         lines.append(f"{label.rjust(margin)} {'┤' if label else '│'}{cells}".rstrip())
-    ends = f"{x.min():.4g}", f"{x.max():.4g}"
+    ends = sketch.ends or (f"{x.min():.4g}", f"{x.max():.4g}")
     return (*lines, f"{' ' * margin} └{'─' * columns}", " " * (margin + 2) + _below(sketch.x, *ends, columns))
 
 
