@@ -23,7 +23,7 @@ from ofasearch.errors import CalibrationError, InfeasibleError, MismatchError, U
 from ofasearch.evaluate.subject import Subject
 from ofasearch.jobs import regnas as job
 from ofasearch.jobs import reward_aim
-from ofasearch.jobs.deliver import calibrated_subnet, load_subnet, onnx_bytes, save_subnet, uncalibrated_subnet
+from ofasearch.jobs.deliver import OWN_WEIGHTS, calibrated_subnet, load_subnet, onnx_bytes, save_subnet, uncalibrated_subnet
 from ofasearch.jobs.regnas import RegnasResult
 from ofasearch.jobs.regnas_hunt import begin, hunt
 from ofasearch.jobs.regnas_task import RegnasRequest
@@ -378,6 +378,28 @@ def test_weights_of_another_origin_are_not_contained(exported, supernet, everyth
     assert any(
         "other.pt is not known to be a subnet of tiny: what is found need not contain its weights" in note for note in record["notes"]
     )
+
+
+@pytest.mark.parametrize("form", ["pt", "onnx"])
+def test_a_fine_tuned_reference_is_compared_and_not_contained(exported, form, tmp_path):
+    subnet, told = load_subnet(exported / "subnet.pt")
+    arrays = {key: array + np.float32(1e-3) * key.endswith("conv.weight") for key, array in subnet.arrays.items()}
+    tuned = replace(subnet, arrays=arrays, supernet_digest=OWN_WEIGHTS)
+    ref = tmp_path / f"tuned.{form}"
+    if form == "pt":
+        save_subnet(ref, tuned, told)
+    else:
+        ref.write_bytes(onnx_bytes(tuned))
+    why = r"was fine-tuned: its weights are its own, and no network of"
+    with pytest.raises(MismatchError, match=f"with --cas the reference must share the supernet's weights, but .*{why} .*; add --no-cas"):
+        ofasearch.regnas(ref=ref, macs=1e9, data="noise", cas=True, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    record = ofasearch.regnas(ref=ref, data="noise", algorithm="exact", out=tmp_path / "run")
+    assert record["cas"] is False
+    assert sum("fine-tuned: its weights are its own, and no network of tiny contains them" in note for note in record["notes"]) == 1
+    assert record["reference"]["arch_id"] == tuned.arch.id  # so its MACs and its supernet are known
+    quiet = ofasearch.regnas(ref=ref, data="noise", algorithm="exact", cas=False, out=tmp_path / "quiet")
+    assert not any("fine-tuned" in note for note in quiet["notes"])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ofasearch.data import DataSet, load_data
 from ofasearch.deploy.runtime import get_runtime
 from ofasearch.jobs import latency, measuring, members, train_setup
 from ofasearch.jobs import train as training
+from ofasearch.jobs.deliver import load_subnet
 from ofasearch.latency.memory import Memory
 from ofasearch.supernet.weights import load_weights
 from ofasearch.train.loop import TrainConfig
@@ -62,12 +63,12 @@ import time
 import numpy as np
 from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
-from ofasearch.jobs import train_setup
+from ofasearch.jobs import finetune, train_setup
 from ofasearch.train.loop import Trainer
 
 full, steps = load_data("digits"), Trainer.run
 few = DataSet("digits", full.class_names, {{name: full[name].take(np.arange(n)) for name, n in {SIZES}.items()}})
-train_setup.load_data = lambda source: few
+train_setup.load_data = finetune.load_data = lambda source: few
 
 def told(trainer):
     for report in steps(trainer):
@@ -174,6 +175,26 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_
     assert [(line["epoch"], line["loss"]) for line in logs[0]] == [(line["epoch"], line["loss"]) for line in logs[1]]
     files = {"run.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "supernet.safetensors"}
     assert {path.name for path in (tmp_path / "broken").iterdir()} == files
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_a_killed_finetuning_ends_in_the_same_network(tmp_path, seed):
+    recipe = ("finetune", "compofa-mbv3-cifar@r32-2-2-2-2-2", "--data", "digits", "--epochs", "3", "--batch-size", "8", "--quiet", "--out")
+    rng = random.Random(seed)
+    finish(start(TRAIN, *recipe, tmp_path / "unbroken", cwd=tmp_path))
+    for steps in (rng.randint(5, 7), rng.randint(1, 3)):  # of 12; checkpoints come every 4
+        killed = start(TRAIN, *recipe, tmp_path / "broken", "--resume", cwd=tmp_path)
+        kill_after(killed, steps, rng.uniform(0, LATEST))
+        assert (tmp_path / "broken" / "checkpoint.pt").exists()
+        assert not (tmp_path / "broken" / "subnet.pt").exists()
+    finish(start(TRAIN, *recipe, tmp_path / "broken", "--resume", cwd=tmp_path))
+    unbroken, broken = (load_subnet(tmp_path / name / "subnet.pt")[0].arrays for name in ("unbroken", "broken"))
+    assert unbroken.keys() == broken.keys()
+    assert all(np.array_equal(unbroken[key], broken[key]) for key in unbroken)
+    answers = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("unbroken", "broken")]
+    assert answers[0]["flips"] == answers[1]["flips"]
+    files = {"run.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "subnet.pt", "subnet.onnx", "result.json"}
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == files | {"net.config", "run.config"}
 
 
 def request(out):
