@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ofasearch.jobs.face import (
         bench,
+        bn_check,
         diff,
         evaluate_subnet,
         explain,
         export,
         find,
+        finetune,
         flips,
         inspect,
         pareto,
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bench",
+    "bn_check",
     "diff",
     "evaluate_subnet",
     "explain",
     "export",
     "find",
+    "finetune",
     "flips",
     "inspect",
     "pareto",

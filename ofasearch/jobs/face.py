@@ -231,6 +231,73 @@ def train_supernet(
     return {name: value for name, value in result.items() if value is not None} | {"supernet": str(result["supernet"])}
 
 
+def finetune(
+    subnet: str | Path,
+    *,
+    data: str,
+    out: str | Path,
+    epochs: int = 25,
+    supernet: str | None = None,
+    teacher: str | None = None,
+    focal: float = 0.0,
+    ref: str | None = None,
+    resume: bool = False,
+    evaluate_every: int = 1,
+    device: str | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """Train a subnet for a few epochs more; the fields of `ofasearch finetune --json`.
+
+    `config` are fields of `ofasearch.train.loop.TrainConfig`; the rate is `ofasearch.jobs.finetune.RATE` where it says none.
+    """
+    from ofasearch.jobs.finetune import RATE, FinetuneRequest, FinetuneResult
+    from ofasearch.jobs.finetune import finetune as finetune_events
+    from ofasearch.train.loop import TrainConfig
+
+    request = FinetuneRequest(
+        subnet=str(subnet),
+        data=data,
+        out=Path(out),
+        config=TrainConfig(**{"lr": RATE, "warmup_epochs": 0.0} | config, epochs=epochs),
+        supernet=supernet,
+        teacher=teacher,
+        focal=focal,
+        ref=ref,
+        resume=resume,
+        evaluate_every=evaluate_every,
+        device=device,
+    )
+    return last(finetune_events(request), FinetuneResult).record
+
+
+def bn_check(
+    subnet: str | Path,
+    *,
+    data: str,
+    supernet: str | None = None,
+    images: int = 2000,
+    draws: int = 5,
+    tolerance: float = 0.001,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """How many images batch norm needs; the fields of `ofasearch bn-check --json`. `tolerance` is a fraction."""
+    from ofasearch.jobs.bn_check import BnCheckRequest, BnCheckResult
+    from ofasearch.jobs.bn_check import bn_check as bn_check_events
+
+    request = BnCheckRequest(
+        subnet=str(subnet),
+        data=data,
+        supernet=supernet,
+        images=images,
+        draws=draws,
+        tolerance=tolerance,
+        seed=seed,
+        out=Path(out) if out is not None else None,
+    )
+    return last(bn_check_events(request), BnCheckResult).record
+
+
 def explain(
     subnet: str, *, target: str | None = None, space: str | None = None, batch: int | None = None, threads: int | None = None
 ) -> dict[str, Any]:
@@ -313,11 +380,13 @@ def quantize(
 
 __all__ = [
     "bench",
+    "bn_check",
     "diff",
     "evaluate_subnet",
     "explain",
     "export",
     "find",
+    "finetune",
     "flips",
     "inspect",
     "last",

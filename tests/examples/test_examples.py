@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import runpy
 import sys
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -16,6 +18,7 @@ import ofasearch
 from ofasearch import zoo
 from ofasearch.jobs.export import export
 from ofasearch.latency.onnx_model import OnnxModel
+from ofasearch.latency.table import load_table
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -120,3 +123,48 @@ def test_a_service_says_what_it_cannot_read_and_goes_on(service, body):
 def test_the_service_is_twenty_lines():
     code = (EXAMPLES / "serve.py").read_text().partition("def server")[2].partition("if __name__")[0]
     assert len([line for line in code.splitlines() if line.strip()]) == 20
+
+
+def test_three_devices_get_a_network_each(tmp_path, capsys):
+    module = runpy.run_path(str(EXAMPLES / "three_devices.py"))
+    found = module["main"]([str(tmp_path)])
+    assert set(found) == set(module["LIMITS"])
+    for device, answer in found.items():
+        assert 0 < answer["latency_ms"] <= module["LIMITS"][device]
+        assert Path(answer["files"]["onnx"]).parent == tmp_path / device
+    assert len({answer["arch_id"] for answer in found.values()}) == 3
+    assert [found[device]["latency_source"] for device in module["LIMITS"]] == ["estimated", "estimated", "measured"]
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["device", "limit", "latency"]
+    assert [row.split()[0] for row in rows] == list(module["LIMITS"])
+
+
+def test_own_images_become_a_tuned_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    module = runpy.run_path(str(EXAMPLES / "own_images.py"))
+    tuned = module["main"](str(module["paint"](tmp_path / "images")), tmp_path / "out", epochs=1)
+    session = onnxruntime.InferenceSession(tuned["files"]["onnx"], providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == ["blue", "green", "red"]
+    assert json.loads(about["finetuned"])["start"]["supernet"] == "supernet"
+    out = capsys.readouterr().out
+    before, after = (100 * tuned[side]["test_top1"] for side in ("before", "after"))
+    assert f"test top-1 {before:.1f} % -> {after:.1f} %" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"supernet", "found", "tuned"}
+
+
+def test_an_own_table_comes_from_three_timed_networks(tmp_path, monkeypatch, capsys):
+    module = runpy.run_path(str(EXAMPLES / "own_device_table.py"))
+    times = dict(zip(module["NETWORKS"], (2.0, 3.0, 5.0), strict=True)) | {module["LEFT_OUT"]: 3.5}  # a device whose clock stands still
+    monkeypatch.setitem(module["main"].__globals__, "timed", lambda network, folder: times[network])
+    answer = module["main"](tmp_path)
+    assert answer["latency_source"] == "estimated"
+    assert 2.0 < answer["latency_ms"] <= 10 / 3
+    assert load_table(tmp_path / "mydevice.csv").key.device == "mydevice"
+    assert "at most 3.333 ms: compofa-mbv3-cifar@r32-" in capsys.readouterr().out
+
+
+def test_the_stopwatch_of_the_own_table_gives_milliseconds(tmp_path):
+    module = runpy.run_path(str(EXAMPLES / "own_device_table.py"))
+    assert 0 < module["timed"](module["NETWORKS"][0], tmp_path) < 1000
+    assert (tmp_path / "r32-2-2-2-2-2.onnx").is_file()
