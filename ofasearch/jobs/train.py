@@ -319,7 +319,9 @@ class _Opened:
 
 def _card(request: TrainRequest, space: Space) -> dict[str, Any]:
     """What a resumed run must ask again."""
-    card = space_card(space.name) | {"data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
+    card = (
+        space_card(space.name) | {"data": request.data, "strategy": request.strategy, "options": request.options} | asdict(request.config)
+    )
     card |= {"init": str(request.init)} if request.init else {}
     card |= {"teacher": request.teacher} if request.teacher else {}
     return card | ({"resolutions": list(request.resolutions)} if request.resolutions else {})
