@@ -18,6 +18,7 @@ import numpy as np
 
 from ofasearch.data import DataSet, load_data
 from ofasearch.jobs import finetune as job
+from ofasearch.jobs import finetune_setup
 from ofasearch.jobs.train import TrainProgress
 from ofasearch.records import provenance, read_json, write_json
 from ofasearch.train.loop import TrainConfig
@@ -48,7 +49,7 @@ def few(data: DataSet) -> DataSet:
 
 def run(row: str, data: str, work: Path) -> dict[str, Any]:
     """Fine-tune, and what is kept of the answer."""
-    job.load_data = lambda source: few(load_data(source))  # the job takes all training images
+    finetune_setup.load_data = lambda source: few(load_data(source))  # the job takes all training images
     request = request_of(row, data, work / row)
     for event in job.finetune(request):
         if isinstance(event, job.FinetuneResult):
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     record = read_json(RECORD) if RECORD.exists() else {"rows": {}}
-    for row in ROWS if given.all else given.row:
+    for row in () if given.table else ROWS if given.all else given.row:
         if row not in record["rows"]:
             record["rows"][row] = run(row, given.data, given.work)
             facts = provenance(subnet=SUBNET, images=IMAGES, epochs=EPOCHS, seed=SEED, data="cifar10")

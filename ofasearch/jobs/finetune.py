@@ -1,25 +1,17 @@
-"""`finetune`: a subnet trained for a few epochs more, alone, by the loop that trained its supernet; before and after compared.
-
-The published specialised networks were trained for 25 or 75 epochs after they were cut out (OFA, table 1: "#25", "#75"); with
-which rate, and whether distilled, nobody has published. The rate here is the one at which progressive shrinking goes on
-with trained weights for 25 epochs, 3 % of the full network's, without warm-up (OFA, section 4.1: 0.08 of 2.6).
-"""
+"""`finetune`: a subnet trained for a few epochs more, alone, by the loop that trained its supernet; before and after compared."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ofasearch import zoo
-from ofasearch.data import DataSet, SplitName, load_data
-from ofasearch.errors import MismatchError, UsageError
+from ofasearch.data import DataSet, SplitName
 from ofasearch.evaluate.flips import compare, intervals
 from ofasearch.evaluate.saved import SPLITS
 from ofasearch.evaluate.score import calibration_batches, calibration_images, predictions, recalibrate_bn, top1
@@ -27,61 +19,25 @@ from ofasearch.jobs.classifier import (
     Classifier,
     Predicted,
     PredictionProgress,
-    assume_preprocessing,
-    calibrated,
-    check_fits,
-    fed_alike,
     live_predictions,
-    read_classifier,
 )
-from ofasearch.jobs.deliver import OWN_WEIGHTS, Subnet, onnx_bytes, prove, save_subnet, to_network, write_configs
-from ofasearch.jobs.run_folder import LOG, NEWEST, PREVIOUS, RUN, RunFolder
+from ofasearch.jobs.deliver import OWN_WEIGHTS, Subnet, onnx_bytes, prove, save_subnet
+from ofasearch.jobs.finetune_setup import EPOCHS, RATE, FinetuneRequest, Ready, card_of, check_folder, prepare, teacher_of
+from ofasearch.jobs.run_folder import RunFolder
 from ofasearch.jobs.train import Course, TrainNote, TrainProgress, follow, skipped
-from ofasearch.jobs.train_setup import WORKERS, Teacher, device_of, open_source, read_teacher
+from ofasearch.jobs.train_setup import Teacher, open_source
 from ofasearch.ranks import Ranks, join
-from ofasearch.records import check_writable, provenance, read_json, write_atomic, write_json
+from ofasearch.records import provenance, write_atomic, write_json
 from ofasearch.report.curves import SUBNET
 from ofasearch.space.core import Blueprint
 from ofasearch.space.single import single_space
 from ofasearch.supernet.supernet import Supernet
-from ofasearch.supernet.weights import Array, digest, layer_key
-from ofasearch.train.loop import TrainConfig, Trainer
+from ofasearch.supernet.weights import Array, layer_key
+from ofasearch.train.loop import Trainer
 from ofasearch.train.source import Source
 from ofasearch.train.strategies import Single
 
-EPOCHS = 25
-RATE = 0.003  # peak, for batches of 128: 0.08 / 2.6 of the 0.1 that supernets are trained at
-COMMAND = "finetune"  # how its folders are known
-DELIVERED = ("subnet.pt", "subnet.onnx", "result.json")
-
 Predictions = Mapping[SplitName, Predicted]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneRequest:
-    """`ofasearch finetune`. `config` is the recipe; `subnet` a subnet.pt, or an arch id of `supernet`."""
-
-    subnet: str
-    data: str
-    out: Path
-    config: TrainConfig
-    supernet: str | None = None
-    teacher: str | None = None  # a supernet, whose largest network is it, or a subnet.pt: its soft predictions stand beside the labels
-    focal: float = 0.0  # weight of focal distillation from the untuned network
-    ref: str | None = None  # a network that the untuned and the tuned one are compared with, too
-    resume: bool = False
-    evaluate_every: int = 1  # epochs between validations; the best of those that are validated is kept
-    device: str | None = None  # cpu, cuda; None: the GPU where there is one
-    workers: int = WORKERS
-    skip_unreadable: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.focal < float("inf"):
-            raise UsageError(f"--focal must be a weight of at least 0, but got {self.focal}")
-        if self.teacher is not None and self.focal > 0:
-            raise UsageError("--teacher and --focal are two ways to learn from another network, but both are given; choose one")
-        if self.evaluate_every < 1:
-            raise UsageError(f"--evaluate-every must be at least 1 epoch, but got {self.evaluate_every}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,23 +48,6 @@ class FinetuneResult:
 
 
 Event = TrainNote | TrainProgress | PredictionProgress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """A request made ready: the untuned network, what it is compared with, and the images."""
-
-    data: DataSet
-    untuned: Classifier
-    subnet: Subnet  # of it
-    ref: Classifier | None
-    notes: tuple[str, ...]
-    device: torch.device
-
-    @property
-    def resolution(self) -> int:
-        """Input height = width, pixels."""
-        return self.subnet.blueprint[0].hw_in
 
 
 def finetune(request: FinetuneRequest) -> Iterator[Event | FinetuneResult]:
@@ -122,10 +61,10 @@ def finetune(request: FinetuneRequest) -> Iterator[Event | FinetuneResult]:
     """
     with join() as ranks:
         if ranks.first:
-            _check_folder(request.out, resume=request.resume)
+            check_folder(request.out, resume=request.resume)
         for fetched in zoo.fetch_supernet(request.supernet):
             yield PredictionProgress(phase=f"fetching {fetched.name}", done=fetched.done, total=fetched.total or 0)
-        ready = _prepare(request)
+        ready = prepare(request)
         source = open_source(
             ready.data["train"], request.config, device=ready.device, workers=request.workers, skip_unreadable=request.skip_unreadable
         )
@@ -133,8 +72,8 @@ def finetune(request: FinetuneRequest) -> Iterator[Event | FinetuneResult]:
             yield from _tune(request, ready, source, ranks)
 
 
-def _tune(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks) -> Iterator[Event | FinetuneResult]:
-    teacher = _teacher(request, ready)
+def _tune(request: FinetuneRequest, ready: Ready, source: Source, ranks: Ranks) -> Iterator[Event | FinetuneResult]:
+    teacher = teacher_of(request, ready)
     trainer = _trainer(request, ready, source, ranks, teacher)
     before: Predicted | None = None
     best = _Best(trainer.supernet, ready)
@@ -145,7 +84,7 @@ def _tune(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks)
     course = Course(
         trainer=trainer,
         folder=RunFolder(request.out),
-        card=_card(request, ready, teacher),
+        card=card_of(request, ready, teacher),
         resume=request.resume,
         watch=best,
         evaluate_every=request.evaluate_every,
@@ -161,72 +100,7 @@ def _tune(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks)
     yield FinetuneResult(record=ranks.share(record))
 
 
-# -- before the run ----------------------------------------------------------------------------------------------
-
-
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Raise UsageError unless the folder is new or that of such a run; what lies in it may be what is to be tuned."""
-    check_writable(folder / LOG)
-    card = read_json(folder / RUN) if (folder / RUN).is_file() else None
-    ours = isinstance(card, dict) and card.get("command") == COMMAND
-    there = [name for name in (RUN, LOG, NEWEST, PREVIOUS, *DELIVERED) if (folder / name).exists()]
-    if there and not ours:
-        raise UsageError(f"{folder} must be a new folder or that of an earlier fine-tuning, but holds another {there[0]}; give another -o")
-    begun = any((folder / name).exists() for name in (NEWEST, PREVIOUS))
-    if begun and not resume:
-        raise UsageError(f"{folder} must be a new folder, but holds a run; add --resume to continue it")
-
-
-def _prepare(request: FinetuneRequest) -> _Ready:
-    """Read data and networks, and see that they fit."""
-    untuned = read_classifier(request.subnet, supernet=request.supernet)
-    if untuned.subnet is None:
-        raise UsageError(
-            f"a network must have weights that can be trained, a subnet.pt or an arch id, but {request.subnet} is of kind "
-            f"{untuned.kind}; give the subnet.pt that lies beside it"
-        )
-    data = load_data(request.data)
-    _check_data(data)
-    for split in SPLITS:
-        check_fits(untuned, data, split)
-    untuned = calibrated(untuned, data)
-    assert untuned.subnet is not None
-    ref, notes = None, list[str]()
-    if request.ref is not None:
-        ref = read_classifier(request.ref, supernet=request.supernet)
-        (ref,), notes = assume_preprocessing([ref], [untuned.subnet.preprocessing])
-        for split in SPLITS:
-            check_fits(ref, data, split)
-    return _Ready(data=data, untuned=untuned, subnet=untuned.subnet, ref=ref, notes=tuple(notes), device=device_of(request.device))
-
-
-def _check_data(data: DataSet) -> None:
-    """Raise UsageError or MismatchError for data that cannot train, calibrate and judge."""
-    if data.classes == 0 or len(data["train"]) == 0:
-        raise UsageError(
-            f"training needs labelled images, but {data.name} has no {'labels' if data.classes == 0 else 'training images'}; "
-            "give Parquet, CIFAR or idx files, or a folder with one folder of images per class"
-        )
-    if len(data["calibration"]) == 0:
-        raise MismatchError(f"data must have a calibration split, from which batch norm is set after training, but {data.name} has none")
-
-
-def _teacher(request: FinetuneRequest, ready: _Ready) -> Teacher | None:
-    """What the network learns from beside the labels. Raises MismatchError where that cannot be fed what the network is."""
-    if request.focal > 0:
-        return Teacher(to_network(ready.subnet), None, digest(ready.subnet.arrays), ready.subnet.preprocessing)
-    if request.teacher is None:
-        return None
-    teacher = read_teacher(request.teacher, ready.subnet.classes, alone=True)
-    if not fed_alike(teacher.preprocessing, ready.subnet.preprocessing):
-        raise MismatchError(
-            f"--teacher must be fed images as {ready.untuned.name} is, but {request.teacher} has another mean or std; "
-            "give the supernet that the network was cut from"
-        )
-    return teacher
-
-
-def _trainer(request: FinetuneRequest, ready: _Ready, source: Source, ranks: Ranks, teacher: Teacher | None) -> Trainer:
+def _trainer(request: FinetuneRequest, ready: Ready, source: Source, ranks: Ranks, teacher: Teacher | None) -> Trainer:
     """The loop's trainer of this network alone: its space has no other."""
     space = single_space(ready.subnet.arch.space, _slotted(ready.subnet.blueprint))
     supernet = Supernet.from_arrays(space, ready.subnet.arrays)
@@ -246,19 +120,6 @@ def _slotted(blueprint: Blueprint) -> Blueprint:
     return tuple(replace(spec, slot=layer_key(spec, index)) for index, spec in enumerate(blueprint))
 
 
-def _card(request: FinetuneRequest, ready: _Ready, teacher: Teacher | None) -> dict[str, Any]:
-    """What a resumed run must ask again; networks are known by their weights, wherever they lie."""
-    learned = {key: array for key, array in ready.subnet.arrays.items() if not key.endswith(("running_mean", "running_var"))}
-    card: dict[str, Any] = {
-        "command": COMMAND,
-        "space": ready.subnet.arch.space,
-        "arch_id": ready.subnet.arch.id,
-        "weights": digest(learned),
-    }
-    card |= {"data": request.data, "focal": request.focal, "evaluate_every": request.evaluate_every, **asdict(request.config)}
-    return card | ({"teacher": teacher.digest} if request.teacher is not None and teacher is not None else {})
-
-
 # -- on the way --------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +128,7 @@ class _Best:
     """Keeps the network of the best epoch so far, with batch norm recalibrated."""
 
     supernet: Supernet
-    ready: _Ready
+    ready: Ready
     epoch: int = 0  # 0: none yet
     top1: float = -1.0
     arrays: dict[str, Tensor] | None = None
@@ -308,7 +169,7 @@ class _Best:
 
 
 def _deliver(
-    request: FinetuneRequest, ready: _Ready, best: _Best, before: Predicted, training: Mapping[str, Any]
+    request: FinetuneRequest, ready: Ready, best: _Best, before: Predicted, training: Mapping[str, Any]
 ) -> Generator[Event, None, dict[str, Any]]:
     """Compare, prove, write; returns the record."""
     tuned = _tuned_subnet(ready, best)
@@ -334,14 +195,13 @@ def _deliver(
     folder = request.out
     write_atomic(folder / "subnet.onnx", onnx_bytes(tuned, facts))
     save_subnet(folder / "subnet.pt", tuned, facts)
-    record["files"] = {"net_config": str(write_configs(folder, tuned.blueprint))}
-    record["files"] |= {name: str((folder / file).absolute()) for name, file in (("onnx", "subnet.onnx"), ("subnet", "subnet.pt"))}
-    record |= {"training": provenance(**training), "notes": [*ready.notes, *_worth(record)]}
+    record["files"] = {name: str((folder / file).absolute()) for name, file in (("onnx", "subnet.onnx"), ("subnet", "subnet.pt"))}
+    record |= {"training": provenance(**training), "notes": [*ready.notes, *_names(ready), *_worth(record)]}
     write_json(folder / "result.json", record)
     return record
 
 
-def _tuned_subnet(ready: _Ready, best: _Best) -> Subnet:
+def _tuned_subnet(ready: Ready, best: _Best) -> Subnet:
     """The network of the best epoch; its weights are its own now."""
     assert best.arrays is not None  # the last epoch is always looked at
     arrays: dict[str, Array] = {key: t.numpy() for key, t in best.arrays.items()}
@@ -362,7 +222,7 @@ def _flips(old: Predictions, new: Predictions, data: DataSet) -> dict[str, Any]:
     }
 
 
-def _beside(ready: _Ready, ref: Classifier, old: Predictions, new: Predictions) -> Generator[PredictionProgress, None, dict[str, Any]]:
+def _beside(ready: Ready, ref: Classifier, old: Predictions, new: Predictions) -> Generator[PredictionProgress, None, dict[str, Any]]:
     """The reference, and what flips when the untuned or the tuned network takes its place."""
     predicted = yield from _told_both(ref, ready.data)
     sides = {"untuned": _flips(predicted, old, ready.data), "tuned": _flips(predicted, new, ready.data)}
@@ -387,7 +247,7 @@ def _told(classifier: Classifier, data: DataSet, split: SplitName) -> Generator[
     return found
 
 
-def _training(request: FinetuneRequest, ready: _Ready, trainer: Trainer, teacher: Teacher | None) -> dict[str, Any]:
+def _training(request: FinetuneRequest, ready: Ready, trainer: Trainer, teacher: Teacher | None) -> dict[str, Any]:
     """How the weights came to be."""
     said = {"name": request.teacher, "digest": teacher.digest} if request.teacher is not None and teacher is not None else None
     return {
@@ -405,6 +265,12 @@ def _training(request: FinetuneRequest, ready: _Ready, trainer: Trainer, teacher
         "steps": trainer.steps,
         **({"teacher": said} if said is not None else {}),
     }
+
+
+def _names(ready: Ready) -> list[str]:
+    """A note where the network keeps names of classes that the images have not."""
+    mine, theirs = ready.subnet.class_names, ready.data.class_names
+    return [f"{ready.data.name} names other classes than the network, which keeps its own names"] if mine and mine != theirs else []
 
 
 def _worth(record: Mapping[str, Any]) -> list[str]:

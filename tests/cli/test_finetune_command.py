@@ -15,6 +15,7 @@ from ofasearch.cli.main import run
 from ofasearch.data import DataSet, load_data
 from ofasearch.jobs import bn_check as bn_job
 from ofasearch.jobs import finetune as job
+from ofasearch.jobs import finetune_setup
 from ofasearch.jobs.deliver import onnx_bytes, shipped_subnet
 
 ARCH = "compofa-mbv3-cifar@r32-2-2-2-2-2"
@@ -31,7 +32,7 @@ def quick(monkeypatch, tmp_path, one_thread):
             return data
         return DataSet(data.name, data.class_names, {split: data[split].take(np.arange(n)) for split, n in SIZES.items()})
 
-    for module in (job, bn_job):
+    for module in (finetune_setup, bn_job):
         monkeypatch.setattr(module, "load_data", few)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

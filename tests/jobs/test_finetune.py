@@ -15,7 +15,7 @@ from ofasearch.errors import FormatError, MismatchError, TrainingError, UsageErr
 from ofasearch.evaluate.flips import compare
 from ofasearch.evaluate.score import calibration_batches, predictions, recalibrate_bn, top1
 from ofasearch.jobs import finetune as job
-from ofasearch.jobs import train
+from ofasearch.jobs import finetune_setup, train
 from ofasearch.jobs.classifier import predictions_of, read_classifier
 from ofasearch.jobs.deliver import OWN_WEIGHTS, load_subnet, save_subnet, to_network, uncalibrated_subnet
 from ofasearch.jobs.network import network_of
@@ -52,7 +52,7 @@ def supernet(monkeypatch, one_thread):
     supernet = supernet_of("tiny", mobile_space(design_of("tiny")), spread=0.5)
     monkeypatch.setitem(families.DESIGNS, "tiny", design_of("tiny"))
     monkeypatch.setattr(zoo, "load_supernet", lambda _: supernet)
-    monkeypatch.setattr(job, "load_data", lambda _: DATA)
+    monkeypatch.setattr(finetune_setup, "load_data", lambda _: DATA)
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr("ofasearch.jobs.deliver.CHECK_IMAGES", 16)
@@ -118,6 +118,20 @@ def test_a_single_space_holds_one_network(supernet):
         assert (alone.classes, alone.resolutions) == (3, (8,))
 
 
+@pytest.mark.parametrize("name", ["ofa-mbv3-cifar-w0.1", "ofa-proxyless-cifar-w0.1", "ofa-resnet50-cifar-w0.10"])
+def test_networks_of_every_family_compute_the_same_in_a_space_of_their_own(name):
+    space = families.get_space(name, classes=3)
+    parent = Supernet(space, generator=torch.Generator().manual_seed(0)).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for codes in space.sample(3, np.random.default_rng(0)):
+        subnet = parent.extract(codes).eval()
+        arrays = {key: t.numpy() for key, t in subnet.state_dict().items() if not key.endswith("num_batches_tracked")}
+        alone = Supernet.from_arrays(single_space(name, space.blueprint(codes)), arrays)
+        with torch.no_grad():
+            assert torch.equal(alone.extract(alone.space.largest())(x), subnet(x))
+            assert torch.equal(alone(x, alone.space.blueprint(alone.space.largest())), subnet(x))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_it_learns_and_its_teachers_matter(tmp_path, way):
     record = tuned(tmp_path / way, way)
@@ -152,7 +166,7 @@ def test_the_best_epoch_on_the_validation_split_is_delivered(tmp_path):
 def test_the_test_split_changes_nothing_but_the_report(tmp_path, monkeypatch):
     first = tuned(tmp_path / "first")
     other = replace(DATA, splits={**DATA.splits, "test": images_of(40, 99)})
-    monkeypatch.setattr(job, "load_data", lambda _: other)
+    monkeypatch.setattr(finetune_setup, "load_data", lambda _: other)
     second = tuned(tmp_path / "second")
     assert same(weights_of(tmp_path / "first" / "subnet.pt"), weights_of(tmp_path / "second" / "subnet.pt"))
     assert first["flips"]["validation"] == second["flips"]["validation"]
@@ -335,7 +349,7 @@ def without(split):
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch, data, error, text):
-    monkeypatch.setattr(job, "load_data", lambda _: data)
+    monkeypatch.setattr(finetune_setup, "load_data", lambda _: data)
     with pytest.raises(error, match=text):
         tuned(tmp_path / "run")
     assert not (tmp_path / "run").exists()
