@@ -1,4 +1,4 @@
-"""How many images batch norm needs: shipped CIFAR-10 networks from small to large, by `ofasearch bn-check`.
+"""How many images batch norm needs: small and middle CIFAR-10 networks of the shipped supernets, by `ofasearch bn-check`.
 
     python benchmarks/deploy/bn_check.py --data CIFAR10_DIR      # networks that are on record are skipped
     python benchmarks/deploy/bn_check.py --table
@@ -18,8 +18,8 @@ from ofasearch.records import provenance, read_json, write_json
 RECORD = Path(__file__).resolve().parents[1] / "results" / "amd-epyc-2c" / "deploy" / "bn_check.json"
 NETWORKS = {  # arch id -> supernet
     "compofa-mbv3-cifar@r32-2-2-2-2-2": "cifar10-compofa",
-    "compofa-mbv3-cifar@r32-4-4-4-4-4": "cifar10-compofa",
-    "ofa-mbv3-cifar@r32-3545454-3545454-3545454-3545454-3545454": "cifar10-ofa",
+    "ofa-mbv3-cifar@r32-23333-23333-23333-23333-23333": "cifar10-ofa",
+    "compofa-mbv3-cifar@r32-3-3-3-3-3": "cifar10-compofa",
 }
 
 

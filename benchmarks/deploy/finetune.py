@@ -31,25 +31,27 @@ ROWS: dict[str, dict[str, Any]] = {
     "labels, 10 times the rate": {"lr": 10 * job.RATE},
     "teacher": {"teacher": "cifar10-compofa"},
     "focal": {"focal": 1.0},
+    "focal, a fiftieth of the weight": {"focal": 0.02},
+    "labels, all images, 2 epochs": {"images": None, "epochs": 2},
 }
 
 
 def request_of(row: str, data: str, out: Path) -> job.FinetuneRequest:
     """The fine-tuning of a row."""
-    settings = dict(ROWS[row])
-    config = TrainConfig(epochs=EPOCHS, lr=settings.pop("lr", job.RATE), warmup_epochs=0.0, seed=SEED)
+    settings = {key: value for key, value in ROWS[row].items() if key != "images"}
+    config = TrainConfig(epochs=settings.pop("epochs", EPOCHS), lr=settings.pop("lr", job.RATE), warmup_epochs=0.0, seed=SEED)
     return job.FinetuneRequest(subnet=SUBNET, data=data, out=out, config=config, resume=True, **settings)
 
 
-def few(data: DataSet) -> DataSet:
-    """The data with a part of its training images, drawn by the seed."""
-    chosen = np.sort(np.random.default_rng(SEED).permutation(len(data["train"]))[:IMAGES])
+def few(data: DataSet, images: int | None) -> DataSet:
+    """The data with so many of its training images, drawn by the seed; None keeps all."""
+    chosen = np.sort(np.random.default_rng(SEED).permutation(len(data["train"]))[:images])
     return replace(data, splits={**data.splits, "train": data["train"].take(chosen)})
 
 
 def run(row: str, data: str, work: Path) -> dict[str, Any]:
     """Fine-tune, and what is kept of the answer."""
-    finetune_setup.load_data = lambda source: few(load_data(source))  # the job takes all training images
+    finetune_setup.load_data = lambda source: few(load_data(source), ROWS[row].get("images", IMAGES))  # the job takes all training images
     request = request_of(row, data, work / row)
     for event in job.finetune(request):
         if isinstance(event, job.FinetuneResult):
@@ -57,7 +59,12 @@ def run(row: str, data: str, work: Path) -> dict[str, Any]:
         elif isinstance(event, TrainProgress) and event.report.step % 25 == 0:
             print(f"{row}: step {event.report.step} of {event.report.steps}, loss {event.report.loss:.3f}", flush=True)
     kept = ("best_epoch", "calibrated", "before", "after", "flips", "notes")
-    return {key: found[key] for key in kept} | {"config": asdict(request.config), "teacher": request.teacher, "focal": request.focal}
+    found["images"] = found["training"]["splits"]["train"]
+    return {key: found[key] for key in (*kept, "images")} | {
+        "config": asdict(request.config),
+        "teacher": request.teacher,
+        "focal": request.focal,
+    }
 
 
 def table(record: dict[str, Any]) -> str:
@@ -83,7 +90,7 @@ def main() -> None:
     for row in () if given.table else ROWS if given.all else given.row:
         if row not in record["rows"]:
             record["rows"][row] = run(row, given.data, given.work)
-            facts = provenance(subnet=SUBNET, images=IMAGES, epochs=EPOCHS, seed=SEED, data="cifar10")
+            facts = provenance(subnet=SUBNET, seed=SEED, data="cifar10")
             write_json(RECORD, {**facts, "rows": record["rows"]})
     print(table(record))
 

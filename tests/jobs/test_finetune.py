@@ -17,7 +17,7 @@ from ofasearch.evaluate.score import calibration_batches, predictions, recalibra
 from ofasearch.jobs import finetune as job
 from ofasearch.jobs import finetune_setup, train
 from ofasearch.jobs.classifier import predictions_of, read_classifier
-from ofasearch.jobs.deliver import OWN_WEIGHTS, load_subnet, save_subnet, to_network, uncalibrated_subnet
+from ofasearch.jobs.deliver import OWN_WEIGHTS, calibrated_subnet, load_subnet, save_subnet, to_network, uncalibrated_subnet
 from ofasearch.jobs.network import network_of
 from ofasearch.jobs.regnas_task import is_cut_from
 from ofasearch.jobs.run_folder import load_checkpoint
@@ -25,6 +25,7 @@ from ofasearch.space import families
 from ofasearch.space.families import mobile_space
 from ofasearch.space.single import single_space
 from ofasearch.supernet.supernet import Supernet
+from ofasearch.supernet.weights import layer_key
 from ofasearch.train.loop import TrainConfig, Trainer
 from ofasearch.train.source import MemorySource
 from ofasearch.train.strategies import Single
@@ -235,6 +236,23 @@ def test_a_tuned_network_is_tuned_again_from_its_file(tmp_path):
     again = tuned(tmp_path / "second", subnet=str(tmp_path / "first" / "subnet.pt"))
     assert again["before"] == json.loads((tmp_path / "first" / "result.json").read_text())["after"]
     assert load_subnet(tmp_path / "second" / "subnet.pt")[1]["finetuned"]["start"]["supernet_digest"] == OWN_WEIGHTS
+
+
+def test_a_network_without_slots_is_tuned_alike(tmp_path, supernet):
+    subnet = calibrated_subnet(supernet.weights, np.array(supernet.weights.space.parse(ARCH).codes), DATA, "tiny")
+    bare = tuple(replace(spec, slot="") for spec in subnet.blueprint)
+    names = {spec.slot: layer_key(one, index) for index, (spec, one) in enumerate(zip(subnet.blueprint, bare, strict=True))}
+    arrays = {
+        key.replace(slot, name, 1): subnet.arrays[key]
+        for slot, name in names.items()
+        for key in subnet.arrays
+        if key.startswith(f"{slot}.")
+    }
+    save_subnet(tmp_path / "bare.pt", replace(subnet, blueprint=bare, arrays=arrays), {})
+    save_subnet(tmp_path / "named.pt", subnet, {})
+    records = [tuned(tmp_path / name, subnet=str(tmp_path / f"{name}.pt")) for name in ("bare", "named")]
+    assert records[0]["flips"] == records[1]["flips"]
+    assert load_subnet(tmp_path / "bare" / "subnet.pt")[0].blueprint == bare
 
 
 # -- kills ---------------------------------------------------------------------------------------------------------

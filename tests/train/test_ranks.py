@@ -17,6 +17,7 @@ from makers import image_folder
 from ofasearch import ranks as ranks_module
 from ofasearch.cli.main import run
 from ofasearch.errors import UsageError
+from ofasearch.jobs.deliver import load_subnet
 from ofasearch.jobs.run_folder import load_checkpoint
 from ofasearch.ranks import Ranks, join
 from ofasearch.supernet.weights import load_weights
@@ -175,3 +176,25 @@ def test_one_process_alone_exchanges_nothing(monkeypatch):
         alone.share_tensors([value])
         alone.wait()
         assert (alone.share("x"), alone.gather(value)[0] is value) == ("x", True)
+
+
+def test_two_processes_tune_one_network(tmp_path):
+    few = ["--data", "digits", "--epochs", "1", "--batch-size", "256", "--lr", "0.01", "--json"]
+    tune = ["-m", "ofasearch", "finetune", "compofa-mbv3-cifar@r32-2-2-2-2-2", *few, "--out"]
+    (code, printed, said), *silent = ends(start(*tune, tmp_path / "two"))
+    assert (code, said, silent) == (0, "", [(0, "", "")])
+    record = json.loads(printed)
+    assert record == json.loads((tmp_path / "two" / "result.json").read_text())
+    assert record["training"]["processes"] == 2
+    alone = subprocess.run(
+        [sys.executable, *tune, str(tmp_path / "one"), "--accumulate", "2"],
+        env=environment(),
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    expected = json.loads(alone.stdout)
+    arrays = [load_subnet(tmp_path / name / "subnet.pt")[0].arrays for name in ("one", "two")]
+    learned = [key for key in arrays[0] if "running" not in key]
+    assert max(np.abs(arrays[0][key] - arrays[1][key]).max() for key in learned) < 1e-4
+    assert record["after"]["validation_top1"] == pytest.approx(expected["after"]["validation_top1"], abs=0.02)
