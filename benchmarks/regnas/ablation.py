@@ -1,19 +1,20 @@
 """REG-NAS's ablation: accuracy alone (R0), the reward with negative flips (R2), both with and without the containment of the reference.
 
 `shipped`: on `cifar10-compofa`, by the predictions that come with it, every reward's exact optimum; and how close a search comes that
-evaluates at most a third of the networks, over `--seeds` seeds. `live`: on `cifar10-ofa` (2e19 networks), networks really run on
-`--data`, three seeds. Networks are chosen by the validation split; test only reports. Every run is one of `ofasearch regnas`, so that
+evaluates at most a third of the networks, over `--seeds` seeds. `live`: on `cifar10-ofa` (2e19 networks) or another `--supernet`,
+networks really run on `--data`, three seeds. Networks are chosen by the validation split; test only reports. Every run is one of `ofasearch regnas`, so that
 an interrupted benchmark goes on where it stopped.
 
     python benchmarks/regnas/ablation.py shipped --work runs/ablation
     python benchmarks/regnas/ablation.py live --work runs/ablation --data DIR
+    python benchmarks/regnas/ablation.py live --work runs/ablation --data DIR --supernet runs/resnet --pair 2.5e6 5e6
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "R2/2 + CAS": {"reward": "r2", "cas": True, "lambda2": 0.5},  # not in the paper: see docs/regnas.md
 }
 SHIPPED_PAIRS = ((4.55e6, 7.2e6), (4.55e6, 9.1e6), (5e6, 10e6), (6e6, 9e6), (6e6, 12e6), (7.2e6, 14.4e6))  # MACs: reference, target
+LIVE = "cifar10-ofa"
 LIVE_PAIRS = ((4.55e6, 9.1e6), (6e6, 12e6))  # the first: a quarter and half of the largest of cifar10-ofa
 FAMILY = (4.55e6, 6e6, 9e6, 12e6)  # MACs, small to large
 KEPT = (
@@ -95,8 +97,8 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
     return {"supernet": "cifar10-compofa", "source": "shipped predictions", "pairs": pairs, "families": families}
 
 
-def _family(work: Path, lambda2: float) -> dict[str, Any]:
-    record = run(work / f"family-{lambda2:g}", family=FAMILY, lambda2=lambda2)
+def _family(work: Path, lambda2: float, family: Sequence[float] = FAMILY, **asked: Any) -> dict[str, Any]:
+    record = run(work / f"family-{lambda2:g}", family=tuple(family), lambda2=lambda2, **asked)
     return {key: record[key] for key in ("lambda1", "lambda2", "family", "nfr_matrix", "plain")}
 
 
@@ -107,18 +109,23 @@ def _searched(work: Path, name: str, ref: Path, large: float, seeds: int) -> Ite
 
 def live(args: argparse.Namespace) -> dict[str, Any]:
     """The four rows of every pair, three seeds, networks run on the validation split."""
-    shared = {"data": args.data, "supernet": "cifar10-ofa", "images": args.images, "calibration_images": args.calibration_images}
+    shared = {"data": args.data, "supernet": args.supernet, "images": args.images, "calibration_images": args.calibration_images}
     shared |= {"generations": args.generations}
     pairs = []
-    for small, large in LIVE_PAIRS[: args.pairs]:
-        work = args.work / "live" / f"{small / 1e6:g}-{large / 1e6:g}"
+    name_of = Path(args.supernet).name
+    for small, large in args.pair or LIVE_PAIRS[: args.pairs]:
+        work = args.work / ("live" if name_of == LIVE else f"live-{name_of}") / f"{small / 1e6:g}-{large / 1e6:g}"
         ref, network = reference(work, small, **shared)
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
         for seed in range(args.seeds):
             for name, asked in ROWS.items():
                 rows[name].append(row(run(work / f"{folder(name)}-seed{seed}", ref=ref, macs=large, seed=seed, **asked, **shared)))
         pairs.append({"reference": network, "budget_macs": large, "rows": rows})
-    return {"supernet": "cifar10-ofa", "source": "live", "asked": {k: v for k, v in shared.items() if k != "data"}, "pairs": pairs}
+    asked = {key: value for key, value in shared.items() if key not in ("data", "supernet")}
+    found = {"supernet": name_of, "source": "live", "asked": asked, "pairs": pairs}
+    if args.family:
+        found["family"] = _family(args.work / f"live-{name_of}", 1.0, args.family, **shared)
+    return found
 
 
 def told(name: str, rows: list[dict[str, Any]], best: float | None) -> str:
@@ -140,6 +147,9 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=len(LIVE_PAIRS))
+    parser.add_argument("--supernet", default=LIVE)
+    parser.add_argument("--pair", nargs=2, type=float, action="append", metavar=("REFERENCE", "TARGET"), help="MACs; may be repeated")
+    parser.add_argument("--family", nargs="+", type=float, help="MACs of a family that grows, small to large")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--calibration-images", type=int, default=1000)
     parser.add_argument("--generations", type=int, default=6)
@@ -152,7 +162,8 @@ def main() -> None:
         proposed = [r["test"]["nfr"] for r in rows["R2 + CAS"] if "infeasible" not in r]
         for name, group in rows.items():
             print(told(name, group, float(np.mean(proposed)) if proposed else None))
-    write_json(RESULTS / f"{args.part}.json", provenance(**found))
+    other = args.part == "live" and found["supernet"] != LIVE
+    write_json(RESULTS / (f"live-{found['supernet']}.json" if other else f"{args.part}.json"), provenance(**found))
 
 
 if __name__ == "__main__":
