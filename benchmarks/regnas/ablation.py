@@ -2,8 +2,8 @@
 
 `shipped`: on `cifar10-compofa`, by the predictions that come with it, every reward's exact optimum; and how close a search comes that
 evaluates at most a third of the networks, over `--seeds` seeds. `live`: on `cifar10-ofa` (2e19 networks) or another `--supernet`,
-networks really run on `--data`, three seeds. Networks are chosen by the validation split; test only reports. Every run is one of `ofasearch regnas`, so that
-an interrupted benchmark goes on where it stopped.
+networks really run on `--data`, three seeds. Networks are chosen by the validation split; test only reports. Every run is one of
+`ofasearch regnas`, so that an interrupted benchmark goes on where it stopped.
 
     python benchmarks/regnas/ablation.py shipped --work runs/ablation
     python benchmarks/regnas/ablation.py live --work runs/ablation --data DIR
