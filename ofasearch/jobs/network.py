@@ -117,7 +117,8 @@ def parse_codes(text: str, space: Space) -> Codes:
         return np.array(space.parse(text).codes, dtype=np.int64)
     try:
         record: Mapping[str, Any] = parse_json(text)
-        r = record["r"][0] if isinstance(record["r"], list) else record["r"]
+        r = record["image_size"] if "image_size" in record else record["r"]  # as once-for-all's newer or older code says it
+        r = r[0] if isinstance(r, list) else r
         first = "w" if space.widths else "ks"
         chosen, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record[first], record["d"], r))
         e = np.array([record["e"]])

@@ -12,7 +12,6 @@ import numpy as np
 from ofasearch import zoo
 from ofasearch.errors import MismatchError, NotFoundError, UsageError
 from ofasearch.jobs.network import parse_codes, space_of
-from ofasearch.jobs.predictor_files import network_without_space
 from ofasearch.predictor import Encoder, FitConfig, Pairs, Predictor, check, encoder_of, read_pairs, save_predictor
 from ofasearch.predictor.assess import Assessment, FitProgress, assess
 from ofasearch.predictor.check import coverage
@@ -128,9 +127,7 @@ def check_predictor(predictor: str, pairs: Sequence[Path]) -> dict[str, Any]:
 def predict(predictor: str, subnet: str) -> dict[str, Any]:
     """The predicted top-1 of one subnet; an error bar (half of the 80 % interval) where the predictor carries them."""
     found = zoo.get_predictor(predictor)
-    settings = network_without_space(found, subnet)
-    if settings is None:
-        settings = _in_space(found, subnet)
+    settings = _in_space(found, subnet)
     record: dict[str, Any] = {"predicted_top1": float(found(settings)[0])}
     if found.certainty is not None:
         record["error_bar"] = float(found.with_error(settings)[1][0])
@@ -142,8 +139,8 @@ def predict(predictor: str, subnet: str) -> dict[str, Any]:
 
 def _in_space(found: Predictor, subnet: str) -> Settings:
     """A subnet (an arch id or JSON) of the predictor's space, at any resolution that it knows."""
-    named = subnet.partition("@")[0]
-    space = space_of(subnet, found.space if subnet.lstrip().startswith("{") else named)
+    named = subnet.partition("@")[0] if "@" in subnet and not subnet.lstrip().startswith("{") else found.space
+    space = space_of(subnet, named)
     found.check_space(space)
     unknown = set(found.encoder.resolutions) - set(space.resolutions)
     space = space.with_resolutions([*space.resolutions, *unknown])

@@ -12,7 +12,6 @@ from ofasearch.errors import ArchError, NotFoundError, UsageError
 from ofasearch.predictor import Encoder, Predictor, save_predictor
 from ofasearch.predictor.encode import SPELLED
 from ofasearch.predictor.foreign import FOREIGN_SUFFIXES, Form, load_foreign, save_foreign
-from ofasearch.predictor.layouts import LAYOUT_OF, settings_of
 from ofasearch.records import check_writable, file_digest, parse_json, provenance
 from ofasearch.space.core import Settings
 from ofasearch.space.families import find_design
@@ -90,26 +89,3 @@ def _reads(encoder: Encoder) -> dict[str, Any]:
         for part in encoder.parts
     ]
     return {"inputs": encoder.dims, "resolutions": list(encoder.resolutions), "reads": parts}
-
-
-def network_without_space(predictor: Predictor, text: str) -> Settings | None:
-    """The network that `text` holds as JSON, for predictors of once-for-all whose space is none of ours; None for the others.
-
-    Raises ArchError.
-    """
-    layout = LAYOUT_OF.get(predictor.space)
-    try:
-        find_design(predictor.space)
-    except NotFoundError:
-        if layout is None:
-            return None
-    else:
-        return None
-    try:
-        record = parse_json(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        names = ", ".join((*layout.fields, "image_size"))
-        raise ArchError(f"a network of {predictor.space} must be a JSON object with {names}, but got '{text[:80]}'")
-    return settings_of(layout, [record])

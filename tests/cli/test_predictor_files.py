@@ -202,20 +202,20 @@ def test_shipped_and_foreign_predictors_are_shown_too(answers, fails, resnet50, 
     assert "must be one of" in fails(1, "show", "nowhere")
 
 
-# -- networks without a space ----------------------------------------------------------------------------------
+# -- networks that are none ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("subnet", "message"),
     [
-        ("ofa-resnet50@r224", "a network of ofa-resnet50 must be a JSON object with d, w, e, image_size, but got 'ofa-resnet50@r224'"),
-        ("[]", "must be a JSON object"),
-        ("{", "must be a JSON object"),
-        ("[" * 100_000, "must be a JSON object"),
-        ('{"d": [NaN]}', "must be a JSON object"),
-        ("{}", "must be an object with lists d, w, e, image_size, but it cannot be read: 'd'"),
-        (json.dumps(NETWORK | {"d": [2, 1, 0, 1, 3]}), "d must hold one of [0, 1, 2] at position 5, but got 3"),
-        (json.dumps(NETWORK | {"w": [10**400] * 6}), "w must hold 6 integers, but got [1000"),
+        ("ofa-resnet50@r224", "an arch id of ofa-resnet50 must have 5 stages, but 'ofa-resnet50@r224' has 0"),
+        ("[]", "an arch id of ofa-resnet50 must look like"),
+        ("{", "must hold numbers w, e, d and r, but it cannot be read"),
+        ("[" * 100_000, "an arch id of ofa-resnet50 must look like"),
+        ('{"d": [NaN]}', "it cannot be read: NaN is no finite number"),
+        ("{}", "must hold numbers w, e, d and r, but it cannot be read: 'r'"),
+        (json.dumps(NETWORK | {"d": [2, 1, 0, 1, 3]}), "s4.depth must be one of [0, 1, 2] in ofa-resnet50, but got 3"),
+        (json.dumps(NETWORK | {"w": [10**400] * 6}), "must hold numbers w, e, d and r, but it cannot be read"),
         (json.dumps(NETWORK | {"image_size": 208}), "resolution must be one of [128, 144, 160, 176, 192, 224, 240, 256]"),
     ],
     ids=["arch id", "list", "cut", "deep", "nan", "empty", "depth 3", "huge width", "size 208"],

@@ -271,7 +271,7 @@ MODEL = "--ref model150.pt"
         (1, "--ref classes.npz --flops 9M", "predictions in classes.npz must be classes 0 to 9, but one is 10"),
         (1, "--ref nowhere.pt", "nowhere.pt must be an existing file"),
         (1, "--ref nowhere.npz --flops 9M", "nowhere.npz must be an existing file of predictions"),
-        (1, "--ref unlabelled", "an arch id of compofa-mbv3-cifar must look like"),
+        (1, "--ref unlabelled", "unlabelled/net.config must be an existing JSON file"),
         (1, "--ref bytes.pt", "must be"),
         (1, "--ref code.pt", "must be a subnet.pt of ofasearch"),
         (1, "--ref zip.pt", "must be a subnet.pt of ofasearch"),
