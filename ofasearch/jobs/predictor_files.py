@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ofasearch import zoo
-from ofasearch.errors import ArchError, NotFoundError, UsageError
-from ofasearch.predictor import Encoder, Predictor, save_predictor
+from ofasearch.errors import UsageError
+from ofasearch.predictor import Encoder, save_predictor
 from ofasearch.predictor.encode import SPELLED
 from ofasearch.predictor.foreign import FOREIGN_SUFFIXES, Form, load_foreign, save_foreign
-from ofasearch.records import check_writable, file_digest, parse_json, provenance
-from ofasearch.space.core import Settings
-from ofasearch.space.families import find_design
+from ofasearch.records import check_writable, file_digest, provenance
 
 
 def import_predictor(path: Path, *, out: Path, space: str | None = None, resolutions: Sequence[int] | None = None) -> dict[str, Any]:
