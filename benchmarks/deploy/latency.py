@@ -1,6 +1,6 @@
 """ONNX Runtime beside torch, eager and compiled: the smallest, a middle and the largest network of design spaces.
 
-The three runtimes take turns within one measurement, so their ratios hold even where the machine is not its own. The middle
+The three runtimes take turns within one measurement, and every row has its interval: on a busy machine it is wide. The middle
 network is the median by MACs of 1,000 seeded ones. Every call adds to the record; rows of the same network are replaced.
     python benchmarks/deploy/latency.py --space compofa-mbv3-cifar --out benchmarks/results/<machine>/deploy/latency.json
     python benchmarks/deploy/latency.py --space ofa-mbv3-w1.0 --resolution 224 --network mid --out ...
