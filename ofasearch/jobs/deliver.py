@@ -59,8 +59,7 @@ class Subnet:
 def settings_json(space: Space, codes: Codes) -> dict[str, Any]:
     """`ks`, `e` (0 for skipped blocks), `d` and `r` of one network, as in all JSON answers; `w` in place of `ks` in a ResNet."""
     s = space.settings(np.atleast_2d(codes))
-    chosen = {"ks": s.ks[0].tolist()} if s.w is None else {"w": s.w[0].tolist()}
-    return chosen | {"e": s.e[0].tolist(), "d": s.d[0].tolist(), "r": int(s.r[0])}
+    return {name: values[0].tolist() for name, values in s.entries().items()} | {"r": int(s.r[0])}
 
 
 def shipped_subnet(weights: Weights, members: Members, codes: Codes, name: str) -> Subnet:

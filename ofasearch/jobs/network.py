@@ -119,14 +119,13 @@ def parse_codes(text: str, space: Space) -> Codes:
         record: Mapping[str, Any] = parse_json(text)
         r = record["image_size"] if "image_size" in record else record["r"]  # as once-for-all's newer or older code says it
         r = r[0] if isinstance(r, list) else r
-        first = "w" if space.widths else "ks"
-        chosen, d, r = (np.array([value]).astype(np.int64, casting="safe") for value in (record[first], record["d"], r))
-        e = np.array([record["e"]])
-        e = e.astype(np.float64 if e.dtype.kind == "f" else np.int64, casting="safe")
-        if r.shape != (1,):
+        given = {name: np.array([record[name]]) for name in space.fields}
+        ratios = np.float64 if given["e"].dtype.kind == "f" else np.int64
+        given = {name: value.astype(ratios if name == "e" else np.int64, casting="safe") for name, value in given.items()}
+        size = np.array([r]).astype(np.int64, casting="safe")
+        if size.shape != (1,):
             raise ValueError("r is no single number")
-        none = np.zeros((1, 0), dtype=np.int64)
-        settings = Settings(none, e, d, r, chosen) if space.widths else Settings(chosen, e, d, r)
+        settings = Settings.of(given, size)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         what = "numbers w, e, d and r" if space.widths else "integers ks, e, d and r"
         raise ArchError(f"a subnet in JSON must hold {what}, but it cannot be read: {error}") from error

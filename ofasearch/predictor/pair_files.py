@@ -251,10 +251,10 @@ def _read_card(path: Path) -> Mapping[str, Any]:
 
 def _spelled(settings: Settings, space: Space) -> Iterator[dict[str, Any]]:
     """Settings for programs that look up every block: skipped ones, which mean nothing, hold a choice of the space."""
-    ks = np.where(settings.ks == 0, space.kernels[0], settings.ks)
-    e = np.where(settings.e == 0, space.expands[0], settings.e)
-    for row in zip(ks.tolist(), e.tolist(), settings.d.tolist(), settings.r.tolist(), strict=True):
-        yield dict(zip(("ks", "e", "d", "r"), row, strict=True))
+    fill = {"ks": space.kernels[0], "e": space.expands[0]}
+    full = {name: np.where(values == 0, fill[name], values) if name in fill else values for name, values in settings.entries().items()}
+    for row in zip(*(values.tolist() for values in full.values()), settings.r.tolist(), strict=True):
+        yield dict(zip((*full, "r"), row, strict=True))
 
 
 def _percent(top1: Values) -> list[float]:
@@ -262,9 +262,9 @@ def _percent(top1: Values) -> list[float]:
 
 
 def _jsonl_text(settings: Settings, top1: Values, space: Space) -> dict[str, str]:
-    columns = (settings.ks, settings.e, settings.d, settings.r, top1)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {"": "".join(json.dumps(dict(zip(("ks", "e", "d", "r", "top1"), row, strict=True))) + "\n" for row in rows)}
+    columns = {**settings.entries(), "r": settings.r, "top1": top1}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return {"": "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)}
 
 
 def _dynas_text(settings: Settings, top1: Values, space: Space) -> dict[str, str]:
@@ -296,7 +296,7 @@ def _dictionary_text(settings: Settings, top1: Values, space: Space) -> dict[str
 
 def _folder_texts(settings: Settings, top1: Values, space: Space) -> dict[str, str]:
     """As once-for-all's builder of accuracy data leaves its folder when it is done."""
-    nets = sorted({json.dumps({name: one[name] for name in ("ks", "e", "d")}) for one in _spelled(settings, space)})
+    nets = sorted({json.dumps({name: one[name] for name in space.fields}) for one in _spelled(settings, space)})
     parts = _by_size(settings, top1, space)
     texts = {NET_IDS: json.dumps(nets, indent=4)}
     texts |= {f"src/{size}.dict": json.dumps(part, indent=4) for size, part in parts.items()}

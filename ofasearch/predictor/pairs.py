@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ofasearch.errors import ArchError, FormatError, MismatchError, UsageError
 from ofasearch.predictor.pair_files import Entry, read_entries, write_files
-from ofasearch.space.core import RESOLUTION_LIMIT, Codes, Settings, Space, Values
+from ofasearch.space.core import RESOLUTION_LIMIT, Codes, Numbers, Settings, Space, Values
 
 APART = 0.01  # what no two measurements of one network on the same images differ by, as a fraction
 SAME = 1e-9  # accuracies that differ by less are copies: 50,000 images tell 2e-5 apart
@@ -216,13 +216,8 @@ def _codes(entries: Sequence[Entry], sizes: Codes, space: Space) -> Codes:
     if parsed:
         codes[list(parsed)] = list(parsed.values())
     if spelled:
-        blocks, stages = space.blocks, space.settings(space.smallest()[None]).d.shape[1]
-        lengths = {"ks": blocks, "e": blocks, "d": stages}
-        ks, e, d = (
-            np.array([_integers(entries[i], name, length) for i in spelled], dtype=np.int64).reshape(-1, length)
-            for name, length in lengths.items()
-        )
-        codes[spelled] = _from_settings(Settings(ks, e, d, sizes[spelled]), [entries[i] for i in spelled], space)
+        given = {name: _column([entries[i] for i in spelled], name, length, space) for name, length in space.fields.items()}
+        codes[spelled] = _from_settings(Settings.of(given, sizes[spelled]), [entries[i] for i in spelled], space)
     return codes
 
 
@@ -233,14 +228,25 @@ def _parsed(where: str, arch: str, space: Space) -> tuple[int, ...]:
         raise ArchError(f"{where} must hold a network of {space.name}, but it is none: {error}") from error
 
 
-def _integers(entry: Entry, name: str, length: int) -> list[int]:
+def _column(entries: Sequence[Entry], name: str, length: int, space: Space) -> Numbers:
+    """One entry of the settings of all networks, (n, length); ratios may be fractions where the space has such."""
+    fractions = name == "e" and not all(float(ratio).is_integer() for ratio in space.expands)
+    kinds, what = ((int, float), "numbers") if fractions else ((int,), "whole numbers")
+    rows = [_values(entry, name, length, kinds, what) for entry in entries]
+    values = np.array(rows).reshape(-1, length)
+    return values.astype(np.float64) if fractions else values.astype(np.int64)
+
+
+def _values(entry: Entry, name: str, length: int, kinds: tuple[type, ...], what: str) -> list[float]:
     """One list of settings, of the length that the space has."""
     assert not isinstance(entry.network, str)
     values = entry.network.get(name)
-    if not isinstance(values, list | tuple) or not all(type(v) is int and abs(v) <= RESOLUTION_LIMIT for v in values):
-        raise FormatError(f"{name} must be a list of {length} small whole numbers, but that on {entry.where} is not")
+    if not isinstance(values, list | tuple) or not all(type(v) in kinds and abs(v) <= RESOLUTION_LIMIT for v in values):
+        raise FormatError(f"{name} must be a list of {length} small {what}, but that on {entry.where} is not")
     if len(values) != length:
-        raise FormatError(f"{name} must hold {length} integers, but that on {entry.where} holds {len(values)}")
+        raise FormatError(
+            f"{name} must hold {length} {what.replace('whole numbers', 'integers')}, but that on {entry.where} holds {len(values)}"
+        )
     return list(values)
 
 
@@ -259,7 +265,7 @@ def _from_settings(settings: Settings, entries: Sequence[Entry], space: Space) -
     last = _first_failing(lambda count: fits(count) is not None, len(entries))
     entry = entries[last - 1]
     assert not isinstance(entry.network, str)
-    network = json.dumps({name: entry.network[name] for name in ("ks", "e", "d")})
+    network = json.dumps({name: entry.network[name] for name in space.fields})
     raise ArchError(f"{entry.where} must hold a network of {space.name}, but it is none ({fits(last)}): {network}")
 
 

@@ -165,6 +165,18 @@ class Settings:
     r: Codes
     w: Codes | None = None
 
+    @staticmethod
+    def of(given: Mapping[str, Numbers], r: Codes) -> Settings:
+        """Settings of the entries that `Space.fields` names and of resolutions (n,)."""
+        ks = given["ks"] if "ks" in given else np.zeros((len(r), 0), dtype=np.int64)
+        return Settings(
+            ks.astype(np.int64), given["e"], given["d"].astype(np.int64), r, given["w"].astype(np.int64) if "w" in given else None
+        )
+
+    def entries(self) -> dict[str, Numbers]:
+        """The inverse of `of`, without the resolutions."""
+        return {"ks": self.ks, "e": self.e, "d": self.d} if self.w is None else {"w": self.w, "e": self.e, "d": self.d}
+
     def take(self, index: npt.NDArray[np.int64]) -> Settings:
         """The networks at these positions."""
         return Settings(self.ks[index], self.e[index], self.d[index], self.r[index], self.w[index] if self.w is not None else None)
@@ -543,6 +555,12 @@ class Space:
     def widths(self) -> int:
         """Number of widths that are chosen: the length of `w`."""
         return len(self._readers["w"])
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What settings hold beside the resolution, and how many entries of each; a ResNet space has widths instead of kernels."""
+        first = {"w": self.widths} if self.widths else {"ks": self.blocks}
+        return first | {"e": self.blocks, "d": len(self._readers["d"])}
 
     def lift(self, codes: Codes, target: Space) -> Codes:
         """The same networks as codes of a larger space, e.g. CompOFA in once-for-all."""

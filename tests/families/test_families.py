@@ -19,6 +19,7 @@ from ofasearch.latency.onnx_model import OnnxModel
 from ofasearch.latency.roofline import DEVICES, estimated_table
 from ofasearch.predictor.encode import encoder_of
 from ofasearch.predictor.model import Predictor
+from ofasearch.predictor.pairs import Pairs, read_pairs, write_pairs
 from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.problem import Budget, Problem
 from ofasearch.space import families
@@ -325,6 +326,19 @@ def test_a_search_finds_the_best_of_those_that_contain_a_network(space, rng):
     best = inside.lift(last.codes[:1], space)
     assert space.contains(best, small[None]).all()
     assert macs_of(space)(best)[0] <= limit
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.dict", "folder"])
+def test_measured_networks_round_trip_through_every_format(space, rng, tmp_path, name):
+    codes = np.unique(space.sample(40, rng), axis=0)
+    settings, top1 = space.settings(codes), rng.uniform(0.3, 0.9, len(codes)).round(4)
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    write_pairs(tmp_path / name, Pairs(settings, top1), space, {})
+    found = read_pairs([tmp_path / name], space)
+    order, again = np.lexsort(space.from_settings(found.settings).T), np.lexsort(codes.T)
+    assert (space.from_settings(found.settings)[order] == codes[again]).all()
+    assert np.allclose(found.top1[order], top1[again])
 
 
 # -- files -----------------------------------------------------------------------------------------------------
