@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ofasearch.errors import ArchError, InfeasibleError, MismatchError, UsageError
-from ofasearch.space.core import Codes, Cost, Gene, Space, Values
+from ofasearch.space.core import Codes, Gene, Space, Values
+from ofasearch.space.pricing import Cost
 
 How = Literal["listed", "rejection", "random walks"]
 

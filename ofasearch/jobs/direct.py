@@ -11,7 +11,8 @@ import numpy as np
 from ofasearch.errors import MismatchError
 from ofasearch.jobs.measuring import NET_RULE, Lab, LatencyProgress, Steps
 from ofasearch.latency.memory import Measured, network_name
-from ofasearch.space.core import Bounds, Codes, Space, Values
+from ofasearch.space.core import Codes, Space, Values
+from ofasearch.space.pricing import Bounds
 
 DIRECT_RULE = replace(NET_RULE, min_bursts=8, max_bursts=20, max_seconds=4.0)  # many networks; the winner is measured longer
 

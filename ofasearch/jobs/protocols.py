@@ -37,7 +37,8 @@ from ofasearch.evaluate.subject import Subject
 from ofasearch.jobs.scoring import PopulationProgress, score_all
 from ofasearch.latency.table import LatencyTable
 from ofasearch.ranks import Ranks
-from ofasearch.space.core import Codes, Cost
+from ofasearch.space.core import Codes
+from ofasearch.space.pricing import Cost
 
 BUCKETS = 6  # where nothing else is asked
 TOLERANCE_MACS = 0.5e6  # to both sides of a cost, as in RSS

@@ -20,7 +20,8 @@ from typing import Any, Literal, cast, get_args
 
 from ofasearch.errors import FormatError, NotFoundError, UnmeasuredError, UsageError
 from ofasearch.records import json_text, read_json, write_together
-from ofasearch.space.core import SHAPE_FIELDS, Act, Blueprint, Cost, Kind, LayerSpec, Price, Space
+from ofasearch.space.core import SHAPE_FIELDS, Act, Blueprint, Kind, LayerSpec, Price, Space
+from ofasearch.space.pricing import Cost
 
 Source = Literal["measured", "imported", "interpolated", "estimated"]  # the later, the less is known
 Shape = tuple[str | int | bool, ...]

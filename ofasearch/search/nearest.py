@@ -9,7 +9,8 @@ import numpy as np
 from ofasearch.search.evolution import EvolutionConfig, evolve
 from ofasearch.search.problem import Problem
 from ofasearch.search.unguided import is_small
-from ofasearch.space.core import Codes, Cost, Values
+from ofasearch.space.core import Codes, Values
+from ofasearch.space.pricing import Cost
 
 EFFORT = EvolutionConfig(population=100, generations=150, keep=1, screen=1.0)  # a quarter of a second
 

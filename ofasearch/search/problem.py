@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ofasearch.errors import InfeasibleError, UsageError
 from ofasearch.search.state import State
-from ofasearch.space.core import Bounds, Codes, Space, Values
+from ofasearch.space.core import Codes, Space, Values
+from ofasearch.space.pricing import Bounds
 
 Objective = Callable[[Codes], Values]  # canonical codes (n, g) -> (n,), smaller is better
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ofasearch.errors import ArchError
-from ofasearch.space.core import Blueprint, Cost, Kind, LayerSpec, Space
+from ofasearch.space.core import Blueprint, Kind, LayerSpec, Space
+from ofasearch.space.pricing import Cost
 
 FLOAT_BYTES = 4
 

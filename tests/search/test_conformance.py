@@ -18,8 +18,8 @@ from ofasearch.search.front import hypervolume, nondominated
 from ofasearch.search.problem import Budget, Problem
 from ofasearch.search.searchers import SEARCHERS
 from ofasearch.search.state import load_state, save_state
-from ofasearch.space.core import Cost
 from ofasearch.space.costs import macs
+from ofasearch.space.pricing import Cost
 
 
 @pytest.fixture(params=CASES, ids=str)
