@@ -16,6 +16,7 @@ from ofasearch.evaluate.members import Members
 from ofasearch.jobs.setup import DeviceBudget, Question, Setup
 from ofasearch.latency.table import LatencyTable
 from ofasearch.records import file_digest
+from ofasearch.space.families import DESIGNS
 
 DIGITS = 24  # of a digest that are kept
 
@@ -70,6 +71,7 @@ def pinned(question: Question) -> Question:
         question,
         target=fixed(question.target, tables),
         also=tuple(DeviceBudget(target=str(fixed(d.target, tables)), latency_ms=d.latency_ms) for d in question.also),
+        space=fixed(question.space, tuple(DESIGNS)),
         supernet=fixed(question.supernet, zoo.supernet_names()),
         predictor=fixed(question.predictor, zoo.predictor_names()),
     )
