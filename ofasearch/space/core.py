@@ -101,7 +101,8 @@ class Gene:
 
     `reads` names the entry of the published settings (`ks`, `e`, `d`, `r`, `w`) that this gene decides;
     genes of one `unit` are mutated together, as in the reference evolution; `stage` groups the spelling. Choices that are
-    no digits are spelled by their places in `alphabet`, which stays when choices are cut off.
+    no digits are spelled by their places in `alphabet`, which stays when choices are cut off. `alias` pairs published values
+    with the choices that mean the same network, so that equal networks have equal codes.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Gene:
     reads: tuple[str, int]
     gate: Gate | None = None
     alphabet: tuple[float, ...] = ()
+    alias: tuple[tuple[float, float], ...] = ()
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -376,6 +378,8 @@ class Space:
             value = given[gene.reads[0]][:, gene.reads[1]]
             if gene.reads[0] == "d" and gene.choices == (1,):
                 value = np.minimum(value, 1)  # once-for-all gives a stage of one block any depth
+            for published, choice in gene.alias:
+                value = np.where(value == published, choice, value)
             hits = np.isclose(value[:, None], np.array(gene.choices)[None], rtol=0, atol=1e-6)
             active = np.ones(len(value), dtype=bool) if gene.gate is None else codes[:, gene.gate.gene] >= gene.gate.at_least
             wrong = active & ~hits.any(axis=1)

@@ -110,8 +110,20 @@ def _resnet50(name: str, width: float, resolutions: tuple[int, ...]) -> ResNetDe
 def _resnet_small(name: str, width: float = 0.25) -> ResNetDesign:
     """ResNet50 for 32x32 images on a CPU: total stride 8, no maximum pool; a quarter of the width unless asked otherwise."""
     base = _resnet50(name, width, (32,))
-    stages = tuple(replace(s, stride=stride) for s, stride in zip(base.stages, (1, 2, 2, 1), strict=True))
+    strides = (1, 2, 2, 1)
+    stages = tuple(replace(s, stride=stride, expands=_telling(base, s)) for s, stride in zip(base.stages, strides, strict=True))
     return replace(base, stages=stages, classes=10, max_pool=False)
+
+
+def _telling(design: ResNetDesign, stage: ResStage) -> tuple[float, ...]:
+    """The expand ratios that give a narrow stage different channels at every width, the largest among them."""
+    kept: list[float] = []
+    for ratio in sorted(design.expands, reverse=True):
+        channels = [make_divisible(round(design.stage_out(stage, w) * ratio)) for w in range(len(design.widths))]
+        others = [[make_divisible(round(design.stage_out(stage, w) * r)) for w in range(len(design.widths))] for r in kept]
+        if all(a != b for other in others for a, b in zip(channels, other, strict=True)):
+            kept.append(ratio)
+    return tuple(sorted(kept))
 
 
 def _compound(design: MobileDesign, name: str, *, elastic_kernel: bool) -> MobileDesign:
@@ -190,7 +202,9 @@ def _part(base: Design, name: str, depths: str, expands: str, kind: str, last: s
         return None
     if isinstance(base, ResNetDesign):
         widths = _among(last, tuple(range(len(base.widths)))) if kind == "w" else ()
-        return replace(base, name=name, parent=base.name, depths=kept_depths, expands=kept_expands, open_widths=widths) if widths else None
+        known = {"name": name, "parent": base.name, "depths": kept_depths, "expands": kept_expands, "open_widths": widths}
+        stages = tuple(replace(s, expands=tuple(r for r in s.expands if r in kept_expands)) if s.expands else s for s in base.stages)
+        return replace(base, stages=stages, **known) if widths and all(s.expands != () for s in stages) else None  # type: ignore[arg-type]
     kernels = _among(last, base.kernels) if kind == "k" and not base.coupled and base.elastic_kernel else ()
     return replace(base, name=name, parent=base.name, depths=kept_depths, expands=kept_expands, kernels=kernels) if kernels else None
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -90,7 +90,8 @@ def design_record(design: Design) -> dict[str, Any]:
     }
     if isinstance(design, ResNetDesign):
         stem: dict[str, Any] = {"channels": design.stem, "stride": design.stem_stride, "max_pool": design.max_pool}
-        return shared | {"kind": "resnet", "widths": list(design.widths), "stem": stem, "stages": [asdict(s) for s in design.stages]}
+        stages = [_res_stage_record(stage) for stage in design.stages]
+        return shared | {"kind": "resnet", "widths": list(design.widths), "stem": stem, "stages": stages}
     return shared | {
         "kind": "mobilenet",
         "kernels": list(design.kernels),
@@ -100,6 +101,10 @@ def design_record(design: Design) -> dict[str, Any]:
         "stages": [_stage_record(stage) for stage in design.stages],
         "head": {"expand": design.c_expand, "features": design.c_feature, "activation": design.head_act},
     }
+
+
+def _res_stage_record(stage: ResStage) -> dict[str, Any]:
+    return {"channels": stage.channels, "stride": stage.stride, "base": stage.base}
 
 
 def _stage_record(stage: Stage) -> dict[str, Any]:

@@ -13,11 +13,15 @@ KERNEL = 3  # of the middle convolution of every bottleneck
 
 @dataclass(frozen=True, slots=True)
 class ResStage:
-    """A row of bottlenecks: output channels at width 1, stride of the first, and the blocks that no network lacks."""
+    """A row of bottlenecks: output channels at width 1, stride of the first, and the blocks that no network lacks.
+
+    `expands` are its blocks' where they are not the design's.
+    """
 
     channels: int
     stride: int
     base: int
+    expands: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,22 +91,26 @@ def resnet_space(design: ResNetDesign) -> Space:
         slots=tuple(slots),
         classes=design.classes,
         kernels=(KERNEL,),
-        expands=design.expands,
+        expands=tuple(sorted({ratio for stage in design.stages for ratio in stage.expands or design.expands})),
         parent=design.parent,
     )
 
 
-def _width(design: ResNetDesign, name: str, stage: int, position: int) -> Gene:
+def _width(design: ResNetDesign, name: str, stage: int, position: int, channels: Channels) -> Gene:
+    """The gene of a width; of indices that give the same channels (as 0 and 1 inside the published stem) the last is the choice."""
     indices = design.open_widths or tuple(range(len(design.widths)))
-    return Gene(f"{name}.width", f"{name}.width", stage, indices, ("w", position), alphabet=spelled(indices))
+    last = {channels(index): index for index in indices}
+    kept = tuple(sorted(last.values()))
+    alias = tuple((index, last[channels(index)]) for index in indices if index not in kept)
+    return Gene(f"{name}.width", f"{name}.width", stage, kept, ("w", position), alphabet=spelled(indices), alias=alias)
 
 
 def _stem(design: ResNetDesign, genes: list[Gene]) -> list[Slot]:
     """The slots of the stem; its genes are added to `genes`, the width of its output last."""
     depths = tuple(sorted({design.depths[0], design.depths[-1]}))
     genes.append(Gene("stem.depth", "stem.depth", 0, depths, ("d", 0), alphabet=spelled(depths)))
-    genes.append(_width(design, "stem.middle", 0, 0))
-    genes.append(_width(design, "stem", 0, 1))
+    genes.append(_width(design, "stem.middle", 0, 0, design.stem_middle))
+    genes.append(_width(design, "stem", 0, 1, design.stem_out))
 
     def conv(slot: str, c_in: int, c_out: int, hw: int, *, stride: int = 1, skip: bool = False) -> LayerSpec:
         return LayerSpec(
@@ -147,17 +155,17 @@ def _stage(
     """
     width_gene, depth_gene = len(genes), len(genes) + 1
     depths = design.depths
-    genes.append(_width(design, f"s{number}", number, number + 1))
-    genes.append(Gene(f"s{number}.depth", f"s{number}.depth", number, depths, ("d", number), alphabet=spelled(depths)))
 
     def c_out(width: float) -> int:
         return design.stage_out(stage, width)
 
+    genes.append(_width(design, f"s{number}", number, number + 1, c_out))
+    genes.append(Gene(f"s{number}.depth", f"s{number}.depth", number, depths, ("d", number), alphabet=spelled(depths)))
     slots = []
     for block in range(stage.base + depths[-1]):
         needed = next(code for code, depth in enumerate(depths, start=1) if stage.base + depth > block)
         unit, expand_gene = f"s{number}.b{block + 1}", len(genes)
-        expands = design.expands
+        expands = stage.expands or design.expands
         genes.append(Gene(f"{unit}.expand", unit, number, expands, ("e", first + block), Gate(depth_gene, needed), spelled(expands)))
         source = before if block == 0 else (width_gene, c_out)
         slots.append(_block(design, stage, unit, block, source, (width_gene, c_out), expand_gene, scale))

@@ -31,7 +31,7 @@ DESIGN = ResNetDesign(
     depths=(0, 1),
     expands=(0.25, 0.5),
     widths=(0.5, 1.0),
-)  # 2 stems, 2 x 2 of their widths, 2 widths and 2 + 4 blocks of the stage: 96 networks
+)  # 2 stems of 2 widths (their middle has 8 channels at both), 2 widths and 2 + 4 blocks of the stage: 48 networks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def everything(supernet):
     """Every network calibrated and run for itself."""
     space, subject = supernet.weights.space, Subject("alone", supernet.weights, supernet.weights.space, DATA)
     codes, predicted = space.enumerate(), {"validation": [], "test": []}
-    assert len(codes) == space.size == 96
+    assert len(codes) == space.size == 48
     for row in codes:
         network = subject.calibrated([row])
         for split, rows in predicted.items():

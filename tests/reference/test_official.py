@@ -143,9 +143,11 @@ KEPT = {"ofa-mbv3-cifar": (4, "s2.b2.project"), "ofa-proxyless-cifar": (4, "s2.b
 
 
 def of_ratio(space, index):
-    """The largest network but for its expand ratios, of which it has that number `index` in all blocks."""
+    """The largest network but for its expand ratios, of which it has that number `index` in all blocks that can."""
     codes = space.largest()
-    codes[[gene.name.endswith(".expand") for gene in space.genes]] = index + 1
+    for column, gene in enumerate(space.genes):
+        if gene.reads[0] == "e" and space.expands[index] in gene.choices:
+            codes[column] = gene.choices.index(space.expands[index]) + 1
     return codes
 
 
@@ -163,7 +165,7 @@ def test_sorting_channels_keeps_the_function_at_full_width(saved, name, keep):
 
     wide = [gene.name.endswith((".expand", ".width")) for gene in weights.space.genes]  # a ResNet's widths narrow its blocks inside too
     for codes in (weights.space.largest(), *weights.space.sample(3, rng)):
-        assert drift(np.where(wide & (codes > 0), 3, codes)) < 1e-5
+        assert drift(np.where(wide & (codes > 0), weights.space.sizes, codes)) < 1e-5
     narrow = drift(of_ratio(weights.space, 1))
     assert narrow < 1e-5 if keep else narrow > 1e-3  # kept channels keep their subnets, others are chosen anew
 

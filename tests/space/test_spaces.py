@@ -16,7 +16,7 @@ from ofasearch.space.families import DESIGNS, get_space, make_divisible
 PRICES = [(macs, "sum", sum), (params, "sum", sum), (activation_bytes, "max", max)]
 OWN = Path(__file__).parents[2] / "examples" / "spaces"
 MBV3, BLOCK = 7371**5, 9  # of a block: three kernels, three ratios
-RESNET50 = 2 * 3**2 * (3 * (3**2 + 3**3 + 3**4)) ** 3 * (3 * (3**4 + 3**5 + 3**6))
+RESNET50 = 2 * 2 * 3 * (3 * (3**2 + 3**3 + 3**4)) ** 3 * (3 * (3**4 + 3**5 + 3**6))
 SIZES = {
     "ofa-mbv3-w1.0": 7371**5,
     "ofa-mbv3-w1.2": 7371**5,
@@ -31,7 +31,7 @@ SIZES = {
     "compofa-proxyless-w1.3": 243 * 3,
     "compofa-proxyless-cifar": 243 * 3,
     "ofa-resnet50": RESNET50,
-    "ofa-resnet50-cifar": RESNET50,
+    "ofa-resnet50-cifar": 2 * (3 * 3) * (3 * (2**2 + 2**3 + 2**4)) * (3 * (3**4 + 3**5 + 3**6)) * (3 * (3**2 + 3**3 + 3**4)),
     "ofa-resnet50-d02-eac-w12": 2 * 2**2 * (2 * (2**2 + 2**4)) ** 3 * (2 * (2**4 + 2**6)),
     "compofa-proxyless-32-w0.25": 243 * 3,
     "camera.json": (6 + 6**2 + 6**3) ** 2 * (9 + 9**2 + 9**3) * 4,
@@ -82,6 +82,11 @@ def test_canonical_is_idempotent_and_erases_only_what_is_absent(space, rng):
     once = space.canonical(drawn)
     assert (space.canonical(once) == once).all()
     assert ((once == drawn) | (once == 0)).all()
+
+
+def test_different_rows_are_different_networks(space, rng):
+    codes = np.unique(space.sample(400, rng), axis=0)
+    assert len({tuple(spec.shape for spec in space.blueprint(row)) for row in codes}) == len(codes)
 
 
 def test_equal_networks_have_equal_rows(space, rng):
